@@ -1,0 +1,39 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests. Both set up `.venv` themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+export JAX_PLATFORMS ?=
+export TOKENIZERS_PARALLELISM = true
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	$(BIN)/python scripts/run.py configs/demo.py --workdir runs/demo
+
+test: .venv/ready-test
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf runs/demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch, which the tests compare with, comes first and pinned: a bare `torch` may bring gigabytes of CUDA.
+.venv/ready-test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ .venv/ready
+
+.venv/ready-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/ready .venv/ready-test

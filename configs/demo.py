@@ -1,0 +1,25 @@
+"""Choose, fine-tune, score and explain on synthetic editing text, from nothing, on two cores.
+
+python scripts/run.py configs/demo.py --workdir runs/demo
+"""
+
+from pathlib import Path
+
+from deft_tsds.config import Arm, Evaluate, Experiment, Scratch, Synthetic, Train
+from deft_tsds.selectors import DEFT, TSDS, Full, Random
+
+config = Experiment(
+    data=Synthetic(),
+    arms={
+        "full": Arm(Full()),
+        "random": Arm(Random(), share=0.325),
+        "deft": Arm(DEFT(), share=0.325),
+        "tsds": Arm(TSDS(), share=0.325),
+    },
+    model="scratch",
+    scratch=Scratch(),
+    train=Train(steps=600, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=40),
+    evaluate=Evaluate(max_new_tokens=40),
+    replicates=3,
+    workdir=Path("runs/demo"),
+)

@@ -1,0 +1,39 @@
+"""Which examples should I fine-tune on, how few are enough, and why these? Data selection as JAX programs.
+
+    selection = dt.select(embeddings, selector=dt.selectors.DEFT(), budget=1000, key=jax.random.key(0))
+
+Importing this needs NumPy and JAX alone: never flax, torch or transformers.
+"""
+
+from __future__ import annotations
+
+from deft_tsds import selectors
+from deft_tsds.density import kernel_density
+from deft_tsds.kmeans import KMeans, kmeans
+from deft_tsds.neighbors import Neighbors, nearest_neighbors
+from deft_tsds.problem import Plan, Problem
+from deft_tsds.sampling import sample
+from deft_tsds.selection import Pool, Selection, select
+
+# `kmeans` and `tsds` name a module and the function in it. A module becomes an attribute of the package when it is
+# first loaded, so the functions, bound after that, are what `dt.kmeans` and `dt.tsds` mean.
+from deft_tsds.tsds import tsds
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KMeans",
+    "Neighbors",
+    "Plan",
+    "Pool",
+    "Problem",
+    "Selection",
+    "__version__",
+    "kernel_density",
+    "kmeans",
+    "nearest_neighbors",
+    "sample",
+    "select",
+    "selectors",
+    "tsds",
+]

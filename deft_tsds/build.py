@@ -1,0 +1,233 @@
+"""From the config's dataclasses to the objects that do the work. Names like `module:function` are resolved here.
+
+Everything that can be wrong with a config is found here, in seconds, before any long work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from deft_tsds import config as cfg
+from deft_tsds import synthetic
+from deft_tsds.data import Examples, read_examples, split_queries
+from deft_tsds.embed import Encoder
+from deft_tsds.embed.given import Given
+from deft_tsds.embed.lexical import Lexical, LexicalEncoder
+from deft_tsds.embed.sentence_transformers import SentenceTransformers
+from deft_tsds.metrics import METRICS
+from deft_tsds.runs import console, file_hash
+from deft_tsds.t5.load import load_pretrained, load_tokenizer
+from deft_tsds.t5.model import T5, T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The examples of a run: the pool to choose from, the target queries, held-out pairs, and the test sets."""
+
+    pool: Examples
+    queries: Examples | None
+    validation: Examples | None
+    tests: dict[str, Examples]
+
+
+def corpus(data: cfg.Files | cfg.Synthetic, *, validation: int, folder: Path, key: jax.Array) -> Corpus:
+    """Read (or make) the examples and hold out queries and validation rows from the pool.
+
+    Args:
+      data: the config's data section.
+      validation: pool rows to hold out for the validation loss.
+      folder: where synthetic text is written before it is read like any other.
+      key: fixes the synthetic text and which rows are held out.
+    """
+    text_key, query_key, validation_key = jax.random.split(key, 3)
+    if isinstance(data, cfg.Synthetic):
+        data = _synthetic_files(data, folder, text_key)
+    pool = _read(data.pool, "data.pool")
+    tests = {name: _read(source, f"data.tests.{name}") for name, source in data.tests.items()}
+    if not tests:
+        raise ValueError("data.tests is empty: name at least one test set, or nothing can be scored.")
+    queries = None
+    if isinstance(data.queries, cfg.HeldOut):
+        queries, pool = split_queries(pool, group=data.queries.group, count=data.queries.count, key=query_key)
+    elif data.queries is not None:
+        queries = _read(data.queries, "data.queries")
+    held_out = None
+    if validation:
+        if not 0 < validation < len(pool):
+            raise ValueError(f"train.validation is {validation}; it must lie between 1 and the pool's {len(pool)} - 1.")
+        order = np.asarray(jax.random.permutation(validation_key, len(pool)))
+        held_out, pool = pool.take(np.sort(order[:validation])), pool.take(np.sort(order[validation:]))
+    return Corpus(pool, queries, held_out, tests)
+
+
+def _read(source: cfg.Source, name: str) -> Examples:
+    options = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.name != "path"}
+    return read_examples(source.path, name=name, **options)
+
+
+def _synthetic_files(data: cfg.Synthetic, folder: Path, key: jax.Array) -> cfg.Files:
+    synthetic.write_editing(
+        folder,
+        num_pool=data.pool,
+        num_test=data.test,
+        num_queries=data.queries,
+        key=key,
+        near_duplicates=data.near_duplicates,
+        wrong_targets=data.wrong_targets,
+        off_task=data.off_task,
+    )
+    fields: dict[str, Any] = {"group_field": "task", "instruction_field": "instruction"}
+    flags = ("near_duplicate", "wrong_target", "off_task")
+    tests = sorted((folder / "tests").glob("*.jsonl"))
+    return cfg.Files(
+        pool=cfg.Source(str(folder / "pool.jsonl"), flag_fields=flags, **fields),
+        queries=cfg.Source(str(folder / "queries.jsonl"), **fields),
+        tests={
+            path.stem: cfg.Source(str(path), target_field=None, references_field="references", **fields)
+            for path in tests
+        },
+    )
+
+
+def data_identity(data: cfg.Files | cfg.Synthetic, encoder: Any, model: str) -> dict[str, str]:
+    """SHA-256 of each local file or folder that a config names, so that a changed one is not mistaken for the old."""
+    paths = [model]
+    if isinstance(data, cfg.Files):
+        sources = [data.pool, data.queries, *data.tests.values()]
+        paths += [source.path for source in sources if isinstance(source, cfg.Source)]
+    if isinstance(encoder, cfg.OwnEmbeddings):
+        paths += [path for path in (encoder.pool, encoder.queries) if path]
+    if isinstance(encoder, cfg.SentenceTransformers):
+        paths.append(encoder.model)
+    return {path: file_hash(Path(path)) for path in paths if Path(path).exists()}
+
+
+def encoder(config: cfg.Lexical | cfg.SentenceTransformers, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:
+    """The encoder that a config names; what it learns from the pool is kept at `path`, where a resumed run finds it."""
+    if isinstance(config, cfg.SentenceTransformers):
+        return sentence_transformers(config)
+    if not path.exists():
+        Lexical(dimension=config.dimension).fit(pool.prompts, key=key).save(path)
+    return LexicalEncoder.load(path)
+
+
+def sentence_transformers(config: cfg.SentenceTransformers) -> SentenceTransformers:
+    """The sentence-transformers encoder; ValueError where the package is missing."""
+    return SentenceTransformers(config.model, batch_size=config.batch_size)
+
+
+def given_embeddings(config: cfg.OwnEmbeddings, sizes: Mapping[str, int]) -> dict[str, Given]:
+    """The user's own embeddings of pool and queries, checked against the number of examples.
+
+    Raises:
+      ValueError: as `read_embeddings`; embeddings of queries that there are not, or none of those that there are.
+    """
+    paths = {"pool": config.pool, "queries": config.queries}
+    if (config.queries is None) != (sizes["queries"] == 0):
+        raise ValueError(
+            f"encoder.queries is {config.queries} and there are {sizes['queries']} queries: "
+            "give embeddings for the queries if data.queries names some, and only then."
+        )
+    return {
+        name: Given(path, rows=sizes[name], name=f"encoder.{name}") for name, path in paths.items() if path is not None
+    }
+
+
+def selector(config: Any) -> Callable[..., Any]:
+    """The selector of an arm; a `Custom` one is imported, and said so before it runs."""
+    if not isinstance(config, cfg.Custom):
+        return config
+    console.print(f"importing the selector {config.function} named in the config")
+    found = resolve(config.function)
+    made = found(**config.options) if config.options else found
+    if not callable(made):
+        raise ValueError(f"{config.function} gave {made!r}, which is no function (pool, *, budget, key) -> Selection.")
+    return made
+
+
+def resolve(name: str) -> Any:
+    """Import `module:attribute`.
+
+    Raises:
+      ValueError: the name has no colon, the module cannot be imported, or it lacks the attribute.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ValueError(f"{name!r} must be written as module:function.")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"Cannot import {error.name!r} for {name!r}: set PYTHONPATH to where it lies.") from error
+    except AttributeError as error:
+        raise ValueError(f"The module {module_name!r} has no {attribute!r}.") from error
+
+
+def budget(arm: cfg.Arm, pool_size: int, *, name: str) -> int:
+    """The number of examples that an arm may choose.
+
+    Raises:
+      ValueError: not exactly one of `share` and `count` (none for Full), or out of range.
+    """
+    if isinstance(arm.selector, cfg.Full):
+        if arm.share not in (None, 1.0) or arm.count is not None:
+            raise ValueError(f"arms.{name}: Full takes the whole pool; leave share and count out.")
+        return pool_size
+    if (arm.share is None) == (arm.count is None):
+        raise ValueError(f"arms.{name}: give either share (of the pool) or count, exactly one of them.")
+    if arm.count is not None:
+        if not 1 <= arm.count <= pool_size:
+            raise ValueError(f"arms.{name}.count is {arm.count}, but the pool has {pool_size} examples to choose from.")
+        return arm.count
+    if arm.share is None or not 0 < arm.share <= 1:
+        raise ValueError(f"arms.{name}.share is {arm.share}; it must lie in (0, 1].")
+    return max(1, round(arm.share * pool_size))
+
+
+def steps(train: cfg.Train, examples: int) -> int:
+    """Optimiser steps for an arm that chose so many examples: the same steps, or the same epochs, for every arm."""
+    if (train.steps is None) == (train.epochs is None):
+        raise ValueError(
+            f"Give train.steps (now {train.steps}) or train.epochs (now {train.epochs}), exactly one of them; "
+            "`--train.steps None` takes one away."
+        )
+    count = train.steps if train.steps is not None else math.ceil((train.epochs or 0) * examples / train.batch_size)
+    if count < 1:
+        raise ValueError(f"train.steps or train.epochs leaves {count} steps to train.")
+    return count
+
+
+def check_metrics(names: tuple[str, ...]) -> None:
+    """Raise ValueError for a metric that does not exist."""
+    unknown = sorted(set(names) - set(METRICS))
+    if unknown or not names:
+        raise ValueError(f"evaluate.metrics: unknown {unknown}; there are {sorted(METRICS)}.")
+
+
+def scratch_model(shape: cfg.Scratch, *, vocabulary: int, dtype: str, key: jax.Array) -> T5:
+    """A T5 of the given shape with random parameters."""
+    t5_config = T5Config(
+        vocab_size=vocabulary,
+        d_model=shape.d_model,
+        d_kv=shape.d_kv,
+        d_ff=shape.d_ff,
+        num_layers=shape.layers,
+        num_decoder_layers=shape.layers,
+        num_heads=shape.heads,
+        activation=shape.activation,
+        dropout_rate=shape.dropout,
+    )
+    return T5(t5_config, rngs=nnx.Rngs(params=key), dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
+
+
+def pretrained(name: str, *, dtype: str) -> tuple[T5, Any]:
+    """The model and the tokenizer in a folder or of a hub name."""
+    return load_pretrained(name, dtype=jax.numpy.dtype(dtype)), load_tokenizer(name)

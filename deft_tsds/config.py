@@ -1,0 +1,283 @@
+"""The typed experiment: one tree of frozen dataclasses, a docstring a field, from a Python file and a command line.
+
+A config file defines `config = Experiment(...)`. Every field can be overridden on the command line by its path
+(`--train.steps 500`, `--arms.deft.selector.clusters 10`). Only `build.py` and `pipeline.py` see these classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from deft_tsds.selectors import DEFT, TSDS, Full, Random
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set of examples lies and what its fields are called."""
+
+    path: str
+    """A .jsonl, .json, .csv (each also .gz) or .parquet file, a saved `datasets` folder, or a hub name ("name" or
+    "name:config")."""
+    split: str = "train"
+    """Split of a `datasets` folder or hub data set."""
+    id_field: str | None = "id"
+    """Field of the stable id; None makes ids from the content."""
+    input_field: str = "input"
+    """Field of the text to edit or answer."""
+    target_field: str | None = "target"
+    """Field of the wanted output; None where there are only references."""
+    references_field: str | None = None
+    """Field of the list of right outputs, for test sets."""
+    group_field: str | None = None
+    """Field of the task or group."""
+    instruction_field: str | None = None
+    """Field put before the input as `instruction: input`."""
+    flag_fields: tuple[str, ...] = ()
+    """Boolean fields that mark known defects; reported, never shown to a selector."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Keep only rows whose fields have these values."""
+    limit: int | None = None
+    """Read at most so many rows."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Target examples taken out of one group of the pool."""
+
+    group: str
+    """The group to take them from."""
+    count: int = 200
+    """How many; they leave the pool."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Data that the user has."""
+
+    pool: Source
+    """The candidates to choose from."""
+    tests: dict[str, Source]
+    """Test sets by name."""
+    queries: Source | HeldOut | None = None
+    """The few target examples that TSDS needs."""
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Editing pairs made by a seeded generator, for the demo and for tests."""
+
+    pool: int = 6000
+    """Pairs in the pool."""
+    queries: int = 60
+    """Clean target examples, over all six kinds of edit."""
+    test: int = 50
+    """Test examples for each of the six kinds of edit."""
+    near_duplicates: float = 0.15
+    """Share of the pool that nearly repeats another pair."""
+    wrong_targets: float = 0.1
+    """Share of the pool whose target is wrong."""
+    off_task: float = 0.15
+    """Share of the pool that is no editing at all."""
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """Hashed word and character n-grams, TF-IDF, truncated SVD: nothing to download."""
+
+    dimension: int = 256
+    """Dimension D of the embeddings."""
+
+
+@dataclass(frozen=True)
+class SentenceTransformers:
+    """Any sentence-transformers model (extra `encoders`)."""
+
+    model: str
+    """Folder or hub name."""
+    batch_size: int = 64
+    """Texts a batch."""
+
+
+@dataclass(frozen=True)
+class OwnEmbeddings:
+    """Embeddings that the user has made, one row an example, in the order of the data."""
+
+    pool: str
+    """A .npy file [N, D]."""
+    queries: str | None = None
+    """A .npy file [M, D], where there are queries."""
+    normalize: bool = True
+    """Scale each row to unit length, as the defaults of the selectors expect."""
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A selector of the user's own: any function `f(pool, *, budget, key) -> Selection`, or a factory of one."""
+
+    function: str
+    """`module:name`; the module must be importable from where the script is run."""
+    options: dict[str, float] = field(default_factory=dict)
+    """When given, `name(**options)` makes the selector; otherwise `name` is the selector."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose the training set."""
+
+    selector: DEFT | TSDS | Random | Full | Custom
+    """How to choose."""
+    share: float | None = None
+    """Budget as a share of the pool, in (0, 1]. Give `share` or `count`; for Full neither."""
+    count: int | None = None
+    """Budget as a number of examples."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The shape of a T5 trained from nothing, with a tokenizer trained on the pool (used when model is "scratch")."""
+
+    vocabulary: int = 1024
+    """Pieces of the tokenizer."""
+    d_model: int = 96
+    """Width."""
+    d_ff: int = 256
+    """Width of the feed-forward layer."""
+    d_kv: int = 24
+    """Width of a head."""
+    heads: int = 4
+    """Attention heads."""
+    layers: int = 2
+    """Layers of the encoder, and of the decoder."""
+    activation: Literal["relu", "gated-gelu"] = "relu"
+    """"relu" (T5 1.0) or "gated-gelu" (T5 1.1, Flan-T5)."""
+    dropout: float = 0.0
+    """Dropout rate."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tuning, the same for every arm."""
+
+    steps: int | None = None
+    """Equal optimiser steps for every arm. Give `steps` or `epochs`."""
+    epochs: float | None = None
+    """Equal passes over what each arm chose."""
+    batch_size: int = 32
+    """Examples an optimiser step."""
+    accumulate: int = 1
+    """Split each batch into so many parts, one after another, to save memory; the gradient is the same."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """Optimiser."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What it does afterwards; linear and cosine fall to 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+    clip: float = 1.0
+    """Global gradient norm at which gradients are clipped."""
+    max_input_tokens: int = 64
+    """Longer prompts are cut."""
+    max_target_tokens: int = 64
+    """Longer targets are cut."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters, softmax and loss stay float32."""
+    validation: int = 0
+    """Pool rows held out, before any selection, for the validation loss."""
+    validate_every: int = 100
+    """Steps between validation losses."""
+    patience: int | None = None
+    """Stop after so many validations without a better loss, and keep the best; None trains to the end."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between rows of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Generation and scores."""
+
+    metrics: tuple[str, ...] = ("sari", "rouge_l", "exact_match", "token_f1", "bleu", "chrf")
+    """Names in `deft_tsds.metrics.METRICS`; the first is the primary one."""
+    beams: int = 1
+    """1 is greedy decoding."""
+    max_new_tokens: int = 64
+    """Longest output."""
+    batch_size: int = 64
+    """Prompts a batch."""
+    limit: int | None = None
+    """Score at most so many rows of each test set."""
+    resamples: int = 1000
+    """Bootstrap resamples for the intervals."""
+    level: float = 0.95
+    """Level of the intervals."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Choose by each arm, fine-tune, score, explain."""
+
+    data: Files | Synthetic
+    """Pool, queries and test sets."""
+    arms: dict[str, Arm]
+    """Ways to choose, by name; differences are reported against "random" where there is one."""
+    encoder: Lexical | SentenceTransformers | OwnEmbeddings = field(default_factory=Lexical)
+    """What the selectors see."""
+    model: str = "scratch"
+    """A T5 folder in Hugging Face layout, a hub name, or "scratch"."""
+    scratch: Scratch = field(default_factory=Scratch)
+    """Shape of the model when it is trained from scratch."""
+    train: Train = field(default_factory=Train)
+    """Fine-tuning."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """Evaluation."""
+    seed: int = 0
+    """The one seed of the run."""
+    replicates: int = 1
+    """Repeat selection and fine-tuning so often, with keys folded out of the seed."""
+    workdir: Path = Path("runs/unnamed")
+    """The run folder."""
+
+
+def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, str]:
+    """Read `config` from a Python file and apply command-line overrides.
+
+    Returns:
+      The experiment, and the docstring of the file.
+
+    Raises:
+      ValueError: there is no such file, or it defines no `config = Experiment(...)`.
+      SystemExit: an override is wrong (tyro prints the nearest field), or `--help` was asked for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(str(item) for item in sorted(path.parent.glob("*.py"))) or "none"
+        raise ValueError(f"There is no config file {path}. Configs in {path.parent}: {known}.")
+    spec = importlib.util.spec_from_file_location(f"deft_tsds_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    default = getattr(module, "config", None)
+    if not isinstance(default, Experiment):
+        raise ValueError(f"{path} must define `config = Experiment(...)`; found {type(default).__name__}.")
+    description = (module.__doc__ or "").strip()
+    experiment = tyro.cli(
+        Experiment,
+        args=list(arguments),
+        default=default,
+        description=description,
+        prog=f"{Path(sys.argv[0]).name} {path}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return experiment, description

@@ -1,0 +1,325 @@
+"""Embeddings on disk: written shard by shard, resumed after a kill, hashed, and never mixed.
+
+A store is a folder with `store.json` and `shard-00000.npy`, `shard-00001.npy`, ...: float32 [rows, D] each, no pickle.
+`store.json` lists the finished shards with their hashes; a shard that is not listed does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deft_tsds.arrays import as_matrix, check_count, normalize_rows
+from deft_tsds.embed import Encoder
+from deft_tsds.runs import atomic_write, read_json, track, write_json
+
+FORMAT = 1
+# Texts handed to the encoder at once: enough to sort by length, few enough for a bar that moves.
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished file of a store: its name, its rows, its size in bytes and its SHA-256."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A complete store: N embeddings of dimension D, row i for text i. Made by `write_store` and `open_store`.
+
+    Args:
+        folder: where it lies.
+        encoder: name of the encoder.
+        settings: settings of the encoder.
+        texts: SHA-256 of the texts, in order.
+        ids: SHA-256 of the ids, in order; None where none were given.
+        rows: N.
+        dimension: D.
+        normalized: whether each row was scaled to unit length.
+        shards: the files, in order.
+    """
+
+    folder: Path
+    encoder: str
+    settings: dict[str, Any]
+    texts: str
+    ids: str | None
+    rows: int
+    dimension: int
+    normalized: bool
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.rows, self.dimension)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield each shard in order as a read-only memory-map, float32 [rows, D]."""
+        for shard in self.shards:
+            yield np.load(self.folder / shard.file, mmap_mode="r", allow_pickle=False)
+
+    def array(self) -> np.ndarray:
+        """Read the whole store: float32 [N, D], in memory."""
+        rows_NxD = np.empty(self.shape, dtype=np.float32)
+        start = 0
+        for block in self.blocks():
+            rows_NxD[start : start + len(block)] = block
+            start += len(block)
+        return rows_NxD
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents, in hexadecimal, from the hashes of the shards."""
+        listed = [self.texts, self.ids, self.normalized, [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Read every byte and compare the hashes.
+
+        Raises:
+            ValueError: a shard whose bytes have changed; it names the shard.
+        """
+        for shard in track(self.shards, f"Verifying {self.folder.name}"):
+            if _file_hash(self.folder / shard.file) != shard.sha256:
+                raise ValueError(_damaged(self.folder / shard.file, "its hash is not the one in store.json"))
+
+
+def write_store(
+    folder: str | Path,
+    texts: Sequence[str],
+    encoder: Encoder,
+    *,
+    ids: Sequence[str] | None = None,
+    shard_rows: int = 8192,
+    normalize: bool = True,
+) -> Store:
+    """Embed texts into a store; go on after the last finished shard where an earlier call was killed.
+
+    Args:
+        folder: the folder of the store; made if it is missing.
+        texts: N texts.
+        encoder: what embeds them. It is given the same pieces of `texts` in every call, resumed or not, so that a
+            deterministic encoder gives the same bytes.
+        ids: N ids of the texts, hashed into `store.json` so that rows cannot be mistaken for those of other examples.
+        shard_rows: rows a shard: what a kill can cost.
+        normalize: scale each row to unit L2 length. A row of zeros stays zero.
+
+    Returns:
+        The complete store.
+
+    Raises:
+        ValueError: no texts; ids of another number; a store in `folder` with other texts, ids, encoder, settings or
+            shard size; a damaged shard; an encoder whose output is not finite float32 [n, D].
+    """
+    folder = Path(folder)
+    check_count(shard_rows, "shard_rows", 1)
+    if not texts:
+        raise ValueError("texts is empty: give at least one text to embed.")
+    if ids is not None and len(ids) != len(texts):
+        raise ValueError(f"ids has {len(ids)} entries for {len(texts)} texts: give one id a text.")
+    request = {
+        "format": FORMAT,
+        "encoder": encoder.name,
+        "settings": json.loads(json.dumps(encoder.settings())),
+        "texts": _texts_hash(texts),
+        "ids": None if ids is None else _texts_hash(ids),
+        "rows": len(texts),
+        "shard_rows": shard_rows,
+        "normalized": normalize,
+    }
+    finished: dict[str, Shard] = {}
+    dimension = None
+    if (folder / "store.json").exists():
+        header = _read_header(folder)
+        _refuse_other(folder, header["request"], request)
+        finished = {shard.file: shard for shard in header["shards"] if (folder / shard.file).exists()}
+        for shard in finished.values():
+            _check_size(folder, shard)
+        dimension = header["dimension"]
+
+    missing = [first for first in range(0, len(texts), shard_rows) if _shard_name(first // shard_rows) not in finished]
+    pieces = [
+        slice(start, min(start + _ROWS_AT_ONCE, first + shard_rows, len(texts)))
+        for first in missing
+        for start in range(first, min(first + shard_rows, len(texts)), _ROWS_AT_ONCE)
+    ]
+    collected: list[np.ndarray] = []
+    for piece in track(pieces, f"Embedding {folder.name}"):
+        rows = _encoded(encoder, texts, piece)
+        if dimension not in (None, rows.shape[1]):
+            raise ValueError(
+                f"The encoder {encoder.name!r} gave {rows.shape[1]} dimensions after {dimension}: keep to one."
+            )
+        dimension = rows.shape[1]
+        collected.append(normalize_rows(rows) if normalize else rows)
+        if piece.stop % shard_rows and piece.stop != len(texts):
+            continue
+        name = _shard_name((piece.stop - 1) // shard_rows)
+        rows = np.concatenate(collected)
+        collected.clear()
+        with atomic_write(folder / name) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, rows, allow_pickle=False)
+            shard = Shard(name, len(rows), temporary.stat().st_size, _file_hash(temporary))
+        finished[name] = shard
+        write_json(
+            folder / "store.json",
+            {"request": request, "dimension": dimension, "shards": [asdict(finished[n]) for n in sorted(finished)]},
+        )
+    return open_store(folder)
+
+
+def open_store(folder: str | Path) -> Store:
+    """Open a complete store and check the size of every shard (`Store.verify` checks every byte).
+
+    Raises:
+        ValueError: no store, an unfinished one, or a shard that is missing or of the wrong size.
+    """
+    folder = Path(folder)
+    if not (folder / "store.json").is_file():
+        raise ValueError(f"{folder} holds no embedding store (no store.json). Write one with write_store.")
+    header = _read_header(folder)
+    request, shards = header["request"], header["shards"]
+    for shard in shards:
+        if not (folder / shard.file).exists():
+            raise ValueError(f"{folder / shard.file} is missing. Run write_store again: it makes that shard anew.")
+        _check_size(folder, shard)
+    done = sum(shard.rows for shard in shards)
+    if done != request["rows"]:
+        raise ValueError(f"{folder} is unfinished: {done} of {request['rows']} rows. Run write_store again to go on.")
+    return Store(
+        folder=folder,
+        encoder=request["encoder"],
+        settings=request["settings"],
+        texts=request["texts"],
+        ids=request["ids"],
+        rows=request["rows"],
+        dimension=header["dimension"],
+        normalized=request["normalized"],
+        shards=tuple(shards),
+    )
+
+
+def read_embeddings(path: str | Path, *, rows: int, name: str = "embeddings") -> np.ndarray:
+    """Read the user's own embeddings, one row an example, in the order of the examples.
+
+    Args:
+        path: a .npy file, read through a memory-map, or a .npz file with one array; float16, float32 or float64 [N, D].
+        rows: N, the number of examples.
+        name: what the embeddings are called in errors.
+
+    Returns:
+        float32 [N, D]: the memory-map itself for a float32 .npy file, else a copy in memory.
+
+    Raises:
+        ValueError: a missing or broken file, another kind of file, several arrays, a wrong dtype, rank or number of
+            rows, or a row with a NaN or infinite value.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{name}: {path} is neither .npy nor .npz: save the array with numpy.save.")
+    if not path.is_file():
+        raise ValueError(f"{name}: {path} is missing: check the path.")
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            array = loaded
+        else:
+            with loaded:
+                if len(loaded.files) != 1:
+                    raise ValueError(f"it holds {len(loaded.files)} arrays: keep one")
+                array = loaded[loaded.files[0]]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{name}: {path} cannot be read ({error}). Save one array of floats with numpy.save."
+        ) from error
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise ValueError(f"{name}: {path} is {array.dtype}: give float16, float32 or float64.")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: {path} has shape {array.shape}: give a matrix [rows, dimensions].")
+    if len(array) != rows:
+        raise ValueError(
+            f"{name}: {path} has {len(array)} rows for {rows} examples: give one row an example, in order."
+        )
+    return as_matrix(array, f"{name} ({path})")
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str], piece: slice) -> np.ndarray:
+    rows = np.asarray(encoder.encode(texts[piece]))
+    if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != piece.stop - piece.start:
+        raise ValueError(
+            f"The encoder {encoder.name!r} gave {rows.dtype} {rows.shape} for {piece.stop - piece.start} texts: "
+            "it must give float32 [texts, D]."
+        )
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        row = piece.start + int(np.argmax(bad))
+        raise ValueError(
+            f"The encoder {encoder.name!r} gave a NaN or infinite vector for row {row} ({texts[row][:60]!r}): drop "
+            "that text or use another encoder."
+        )
+    return rows
+
+
+def _refuse_other(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [key for key in wanted if key != "settings" and there.get(key) != wanted[key]]
+    old, new = there.get("settings", {}), wanted["settings"]
+    different += [f"settings.{key}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if different:
+        raise ValueError(
+            f"{folder} holds embeddings of another request: {', '.join(different)} differ. Embeddings are never mixed: "
+            "choose another folder, or delete this one."
+        )
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / "store.json"
+    header = read_json(path)
+    try:
+        if header["request"]["format"] != FORMAT:
+            raise ValueError(f"{path} has format {header['request']['format']}; this version reads {FORMAT}.")
+        return {**header, "shards": [Shard(**shard) for shard in header["shards"]]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no header of an embedding store ({error}). Delete the folder and embed anew."
+        ) from error
+
+
+def _check_size(folder: Path, shard: Shard) -> None:
+    size = (folder / shard.file).stat().st_size
+    if size != shard.bytes:
+        raise ValueError(_damaged(folder / shard.file, f"it has {size} bytes instead of {shard.bytes}"))
+
+
+def _damaged(path: Path, problem: str) -> str:
+    return f"{path} is damaged: {problem}. Delete that file and run write_store again: it makes that shard anew."
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.npy"
+
+
+def _texts_hash(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

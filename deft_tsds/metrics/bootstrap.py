@@ -1,0 +1,149 @@
+"""Percentile bootstrap intervals for any metric: resample test examples and, if there are several, training seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from deft_tsds.metrics.metric import Metric
+
+_BLOCK_ELEMENTS = 2**23  # counts held at once, 64 MiB
+
+
+class Interval(NamedTuple):
+    """A score (or a difference of scores) and the ends of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    metric: Metric, statistics: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int
+) -> Interval:
+    """The score of a test set, averaged over seeds, with a percentile bootstrap interval.
+
+    With the two or three seeds of a usual study the seeds' part of the variance comes out too small by the factor
+    (S - 1) / S: read such an interval as a lower bound on the uncertainty.
+
+    Args:
+        metric: the metric that the statistics belong to.
+        statistics: float64 [n, s] of one run, or [S, n, s] of S runs (seeds) on the same test examples.
+        resamples: number of resamples.
+        level: coverage asked for, in (0, 1).
+        seed: of the numpy Generator that draws the resamples.
+
+    Returns:
+        The interval; `value` is the score itself, not the mean of the resamples.
+
+    Raises:
+        ValueError: wrong rank, no example, a level outside (0, 1), fewer than one resample.
+    """
+    (draws,) = resampled_scores(metric, [statistics], resamples=resamples, seed=seed)
+    return interval(_value(metric, statistics), draws, level)
+
+
+def bootstrap_difference(
+    metric: Metric,
+    statistics_a: np.ndarray,
+    statistics_b: np.ndarray,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> Interval:
+    """score(a) - score(b) with a paired bootstrap interval: both arms see the same resampled test examples.
+
+    Args and Raises as in `bootstrap`; the arms may have different numbers of seeds (a copy baseline has one).
+
+    Returns:
+        The interval of the difference; the arms differ at this level when it leaves out 0.
+    """
+    draws_a, draws_b = resampled_scores(metric, [statistics_a, statistics_b], resamples=resamples, seed=seed)
+    return interval(_value(metric, statistics_a) - _value(metric, statistics_b), draws_a - draws_b, level)
+
+
+def resampled_scores(
+    metric: Metric, arms: Sequence[np.ndarray], *, resamples: int = 1000, seed: int
+) -> list[np.ndarray]:
+    """Bootstrap resamples of the score of each arm, paired: resample r draws the same test examples for all arms.
+
+    One resample draws the n test examples with replacement, the same ones for every arm and seed, and the S seeds of
+    each arm with replacement; its score is the mean over the drawn seeds of score(c @ statistics_s), c_i the number of
+    times that example i was drawn.
+
+    Args:
+        metric: the metric that the statistics belong to.
+        arms: for each arm float64 [n, s], or [S, n, s] of S runs (seeds).
+        resamples: number of resamples R.
+        seed: of the numpy Generator that draws the resamples.
+
+    Returns:
+        float64 [R] for each arm.
+
+    Raises:
+        ValueError: wrong rank, no example, arms with different numbers of examples, fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: at least 1 is needed, and 1000 for a 95% interval.")
+    runs = [_runs(statistics) for statistics in arms]
+    counts_of_examples = {arm_runs.shape[1] for arm_runs in runs}
+    if len(counts_of_examples) != 1:
+        raise ValueError(
+            f"the arms have {sorted(counts_of_examples)} test examples: "
+            "a paired difference needs the same test examples in the same order."
+        )
+    rng = np.random.default_rng(seed)
+    seeds = [rng.integers(len(arm_runs), size=(resamples, len(arm_runs))) for arm_runs in runs]
+    scores = [np.empty(resamples) for _ in runs]
+    for block, counts in _draws(rng, counts_of_examples.pop(), resamples):
+        for arm_scores, arm_runs, arm_seeds in zip(scores, runs, seeds, strict=True):
+            arm_scores[block] = _resampled(metric, arm_runs, arm_seeds[block], counts)
+    return scores
+
+
+def interval(value: float, draws: np.ndarray, level: float) -> Interval:
+    """The percentile interval of a value from its resamples.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a coverage between 0 and 1, such as 0.95.")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _runs(statistics: np.ndarray) -> np.ndarray:
+    """Statistics as float64 [S, n, s]."""
+    runs = np.asarray(statistics, dtype=np.float64)
+    if runs.ndim == 2:
+        runs = runs[None]
+    if runs.ndim != 3:
+        raise ValueError(f"statistics has shape {runs.shape}: give [examples, s], or [seeds, examples, s].")
+    if runs.shape[0] == 0 or runs.shape[1] == 0:
+        raise ValueError(f"statistics has shape {runs.shape}: at least one seed and one test example are needed.")
+    return runs
+
+
+def _value(metric: Metric, statistics: np.ndarray) -> float:
+    return float(metric.score(_runs(statistics).sum(1)).mean())
+
+
+def _draws(rng: np.random.Generator, num_examples: int, resamples: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield, in blocks of resamples, how often each example was drawn: float64 [block, n]."""
+    block = max(1, _BLOCK_ELEMENTS // num_examples)
+    for start in range(0, resamples, block):
+        stop = min(start + block, resamples)
+        drawn = rng.integers(num_examples, size=(stop - start, num_examples))
+        offsets = np.arange(stop - start)[:, None] * num_examples
+        counts = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        yield slice(start, stop), counts.astype(np.float64)
+
+
+def _resampled(metric: Metric, runs: np.ndarray, seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Scores of a block of resamples: the mean over each resample's seeds."""
+    scores_RxS = metric.score(np.einsum("rn,kns->rks", counts, runs, optimize=True))
+    return np.take_along_axis(scores_RxS, seeds, axis=1).mean(1)

@@ -1,0 +1,371 @@
+"""The main job as a graph of stages: data, embed, select, finetune, evaluate, table, report.
+
+Each method is one stage. It asks the stages before it for their folders (which does them, or finds them done) and
+writes a folder of its own; `Run.do` decides whether there is anything to do. So `pipeline.report()` is the whole job,
+and any other method is the job up to there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deft_tsds import build
+from deft_tsds import config as cfg
+from deft_tsds.data import Examples
+from deft_tsds.embed.store import open_store, write_store
+from deft_tsds.evaluate import statistics_of, tabulate
+from deft_tsds.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs
+from deft_tsds.report import write_report
+from deft_tsds.runs import Run, Stage, atomic_write, plain, read_jsonl, stage_key, write_json, write_jsonl
+from deft_tsds.selection import Selection, select
+from deft_tsds.t5.generate import generate_texts
+from deft_tsds.t5.load import load_pretrained, load_tokenizer, save_pretrained, train_tokenizer
+
+COPY = "copy"
+"""The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
+
+SYNTHETIC_NOTICE = (
+    "The text of this run is synthetic: a seeded generator wrote every pair. It shows that the machinery works; "
+    "it says nothing about your data."
+)
+
+
+class Pipeline:
+    """An experiment bound to its run folder."""
+
+    def __init__(self, experiment: cfg.Experiment, description: str = ""):
+        """Check the config and read the data; nothing that takes long happens before both are found good.
+
+        Raises:
+          ValueError: anything in the config, the data, the model folder or the user's embeddings is wrong.
+        """
+        self.experiment = experiment
+        self.run = Run(experiment.workdir, experiment.seed)
+        if not experiment.arms:
+            raise ValueError("arms is empty: name at least one way to choose.")
+        if COPY in experiment.arms:
+            raise ValueError(f'arms: "{COPY}" is the name of the copy baseline; give the arm another.')
+        if experiment.replicates < 1:
+            raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
+        build.check_metrics(experiment.evaluate.metrics)
+        build.steps(experiment.train, examples=1)
+        self._selectors = {name: build.selector(arm.selector) for name, arm in experiment.arms.items()}
+        if experiment.model != "scratch":
+            build.pretrained(experiment.model, dtype=experiment.train.dtype)
+        self._check_against_data()
+        self._write_experiment(description)
+
+    def _check_against_data(self) -> None:
+        queries = self.data.results["queries"]
+        for name, arm in self.experiment.arms.items():
+            build.budget(arm, self.data.results["pool"], name=name)
+            if getattr(self._selectors[name], "needs_queries", False) and not queries:
+                raise ValueError(f"arms.{name}: {type(arm.selector).__name__} needs target examples: set data.queries.")
+        encoder = self.experiment.encoder
+        if isinstance(encoder, cfg.OwnEmbeddings):
+            build.given_embeddings(encoder, self.data.results)
+        if isinstance(encoder, cfg.SentenceTransformers):
+            build.sentence_transformers(encoder)
+
+    def _write_experiment(self, description: str) -> None:
+        """What was asked, for the report and for whoever opens the folder."""
+        experiment, pool = self.experiment, self.data.results["pool"]
+        arms = {}
+        for name, arm in experiment.arms.items():
+            budget = build.budget(arm, pool, name=name)
+            options = plain(arm.selector)
+            arms[name] = {
+                "selector": options.pop("class"),
+                "options": options,
+                "budget": budget,
+                "share": budget / pool,
+            }
+        write_json(
+            self.run.folder / "experiment.json",
+            {
+                "name": self.run.folder.name,
+                "description": description,
+                "notice": self.notice,
+                "command": " ".join([Path(sys.executable).name, *sys.argv]),
+                "config": plain(experiment),
+                "seeds": list(range(experiment.replicates)),
+                "arms": arms,
+                "pool_size": pool,
+                "match": "epochs" if experiment.train.steps is None else "steps",
+                "train_steps": {name: build.steps(experiment.train, arm["budget"]) for name, arm in arms.items()},
+            },
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return build.data_identity(self.experiment.data, self.experiment.encoder, self.experiment.model)
+
+    @cached_property
+    def data(self) -> Stage:
+        """Read, check and hold out: data/{pool,queries,validation}.jsonl and data/tests/<name>.jsonl."""
+        experiment = self.experiment
+
+        def work(folder: Path) -> dict[str, Any]:
+            corpus = build.corpus(
+                experiment.data,
+                validation=experiment.train.validation,
+                folder=folder / "made",
+                key=stage_key(experiment.seed, "data"),
+            )
+            corpus.pool.save(folder / "pool.jsonl")
+            if corpus.queries is not None:
+                corpus.queries.save(folder / "queries.jsonl")
+            if corpus.validation is not None:
+                corpus.validation.save(folder / "validation.jsonl")
+            for name, test in corpus.tests.items():
+                limit = experiment.evaluate.limit
+                test = test if limit is None else test.take(np.arange(min(limit, len(test))))
+                test.save(folder / "tests" / f"{name}.jsonl")
+            return {  # sizes, for the checks that come before any long work
+                "pool": len(corpus.pool),
+                "queries": len(corpus.queries or ()),
+                "tests": {name: len(test) for name, test in corpus.tests.items()},
+            }
+
+        settings = {
+            "data": experiment.data,
+            "files": self._files,
+            "validation": experiment.train.validation,
+            "limit": experiment.evaluate.limit,
+        }
+        return self.run.do("data", work, settings=settings)
+
+    def _examples(self, name: str) -> Examples:
+        return Examples.load(self.data.folder / f"{name}.jsonl")
+
+    @cached_property
+    def embed(self) -> Stage:
+        """Embeddings of pool and queries: embed/pool/ and embed/queries/ (stores)."""
+        experiment = self.experiment
+
+        def work(folder: Path) -> None:
+            config = experiment.encoder
+            if isinstance(config, cfg.OwnEmbeddings):
+                for name, given in build.given_embeddings(config, self.data.results).items():
+                    write_store(folder / name, given.texts, given, normalize=config.normalize)
+                return
+            key = stage_key(experiment.seed, "embed")
+            encoder = build.encoder(config, self._examples("pool"), path=folder / "encoder.npz", key=key)
+            for name in ("pool", "queries") if self.data.results["queries"] else ("pool",):
+                examples = self._examples(name)
+                write_store(folder / name, examples.prompts, encoder, ids=examples.ids)
+
+        settings = {"encoder": experiment.encoder, "files": self._files}
+        return self.run.do("embed", work, settings=settings, upstream=[self.data])
+
+    def _embeddings(self, name: str) -> np.ndarray | None:
+        folder = self.embed.folder / name
+        return open_store(folder).array() if folder.exists() else None
+
+    def select(self, arm: str, replicate: int) -> Stage:
+        """Choose: select/<arm>/seed-<r>/selection/."""
+        section = self.experiment.arms[arm]
+        budget = build.budget(section, self.data.results["pool"], name=arm)
+
+        def work(folder: Path) -> dict[str, Any]:
+            pool = self._examples("pool")
+            embeddings = self._embeddings("pool")
+            selection = select(
+                embeddings,
+                self._embeddings("queries"),
+                selector=self._selectors[arm],
+                budget=budget,
+                key=stage_key(self.experiment.seed, "select", arm, str(replicate)),
+                groups=pool.groups,
+            )
+            selection.save(folder / "selection")
+            selection.to_jsonl(pool, folder / "chosen.jsonl")
+            return {"chosen": len(selection.indices)}
+
+        settings = {"selector": section.selector, "budget": budget, "replicate": replicate}
+        return self.run.do(f"select/{arm}/seed-{replicate}", work, settings=settings, upstream=[self.embed])
+
+    @cached_property
+    def tokenizer(self) -> Stage:
+        """The tokenizer that every arm shares: trained on the pool for "scratch", else the model's own."""
+        experiment = self.experiment
+
+        def work(folder: Path) -> dict[str, Any]:
+            if experiment.model == "scratch":
+                pool = self._examples("pool")
+                tokenizer = train_tokenizer([*pool.prompts, *pool.targets], vocab_size=experiment.scratch.vocabulary)
+            else:
+                tokenizer = load_tokenizer(experiment.model)
+            tokenizer.save_pretrained(folder / "tokenizer")
+            return {"vocabulary": len(tokenizer)}
+
+        settings = {"model": experiment.model, "files": self._files, "vocabulary": experiment.scratch.vocabulary}
+        return self.run.do("tokenizer", work, settings=settings, upstream=[self.data])
+
+    def _start(self, replicate: int) -> Any:
+        """The model before fine-tuning; the same for every arm of a replicate."""
+        experiment = self.experiment
+        if experiment.model != "scratch":
+            return build.pretrained(experiment.model, dtype=experiment.train.dtype)[0]
+        return build.scratch_model(
+            experiment.scratch,
+            vocabulary=self.tokenizer.results["vocabulary"],
+            dtype=experiment.train.dtype,
+            key=stage_key(experiment.seed, "initialise", str(replicate)),
+        )
+
+    def finetune(self, arm: str, replicate: int) -> Stage:
+        """Fine-tune on what the arm chose: finetune/<arm>/seed-<r>/{checkpoints,metrics.jsonl,model}."""
+        train = self.experiment.train
+        selected = self.select(arm, replicate)
+
+        def work(folder: Path) -> dict[str, Any]:
+            tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
+            selection = Selection.load(selected.folder / "selection")
+            chosen = self._examples("pool").take(selection.indices)
+
+            def tokenized(examples: Examples, weights: np.ndarray | None = None):
+                return tokenize_pairs(
+                    tokenizer,
+                    examples.prompts,
+                    examples.targets,
+                    max_input_tokens=train.max_input_tokens,
+                    max_target_tokens=train.max_target_tokens,
+                    weights=weights,
+                )
+
+            pairs = tokenized(chosen, selection.weights)
+            model = self._start(replicate)
+            trained = finetune(
+                model,
+                pairs,
+                rates=learning_rates(
+                    steps=build.steps(train, len(chosen)),
+                    peak=train.learning_rate,
+                    warmup=train.warmup,
+                    schedule=train.schedule,
+                ),
+                batch_size=train.batch_size,
+                accumulate=train.accumulate,
+                key=stage_key(self.experiment.seed, "finetune", str(replicate)),
+                folder=folder,
+                optimizer=make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
+                validation=tokenized(self._examples("validation")) if train.validation else None,
+                validate_every=train.validate_every,
+                patience=train.patience,
+                save_every=train.save_every,
+                log_every=train.log_every,
+                description=f"finetune/{arm}/seed-{replicate}",
+            )
+            save_pretrained(model, folder / "model")
+            tokenizer.save_pretrained(folder / "model")
+            return {**plain(trained), "pairs": len(pairs), "cut": pairs.cut}
+
+        settings = {
+            "train": train,
+            "model": self.experiment.model,
+            "scratch": self.experiment.scratch,
+            "replicate": replicate,
+        }
+        name = f"finetune/{arm}/seed-{replicate}"
+        return self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
+
+    def evaluate(self, arm: str, replicate: int) -> Stage:
+        """Generate and score: evaluate/<arm>/seed-<r>/{predictions_<test>.jsonl,statistics_<test>.<metric>.npy}."""
+        section = self.experiment.evaluate
+        upstream = [self.data] if arm == COPY else [self.data, self.finetune(arm, replicate)]
+
+        def work(folder: Path) -> None:
+            model = tokenizer = None
+            if arm != COPY:
+                trained = upstream[1].folder / "model"
+                model, tokenizer = load_pretrained(str(trained)), load_tokenizer(str(trained))
+            for name in self.data.results["tests"]:
+                test = self._examples(f"tests/{name}")
+                path = folder / f"predictions_{name}.jsonl"
+                if path.exists():  # a killed attempt at the same request got so far
+                    predictions = [row["prediction"] for row in read_jsonl(path)]
+                elif model is None:
+                    predictions = list(test.inputs)
+                else:
+                    predictions = generate_texts(
+                        model,
+                        tokenizer,
+                        test.prompts,
+                        max_input_tokens=self.experiment.train.max_input_tokens,
+                        max_new_tokens=section.max_new_tokens,
+                        batch_size=section.batch_size,
+                        num_beams=section.beams,
+                    )
+                statistics = statistics_of(predictions, test, section.metrics)
+                for metric, array_NxS in statistics.items():
+                    path_of_metric = folder / f"statistics_{name}.{metric}.npy"
+                    with atomic_write(path_of_metric) as temporary, temporary.open("wb") as file:
+                        np.save(file, array_NxS)
+                rows = ({"id": i, "prediction": p} for i, p in zip(test.ids, predictions, strict=True))
+                write_jsonl(path, rows)
+
+        settings = {"evaluate": section, "max_input_tokens": self.experiment.train.max_input_tokens}
+        return self.run.do(f"evaluate/{arm}/seed-{replicate}", work, settings=settings, upstream=upstream)
+
+    @cached_property
+    def table(self) -> Stage:
+        """Scores of every arm on every test set, with intervals: table/table.json."""
+        section, replicates = self.experiment.evaluate, range(self.experiment.replicates)
+        arms = list(self.experiment.arms)
+        evaluated = {COPY: [self.evaluate(COPY, 0)]}
+        for arm in arms:
+            evaluated[arm] = [self.evaluate(arm, replicate) for replicate in replicates]
+
+        def work(folder: Path) -> None:
+            tests = list(self.data.results["tests"])
+            statistics = {
+                arm: {
+                    (test, metric): [
+                        np.load(stage.folder / f"statistics_{test}.{metric}.npy", allow_pickle=False)
+                        for stage in stages
+                    ]
+                    for test in tests
+                    for metric in section.metrics
+                }
+                for arm, stages in evaluated.items()
+            }
+            table = tabulate(
+                statistics,
+                tests=tests,
+                metrics=section.metrics,
+                resamples=section.resamples,
+                level=section.level,
+                seed=self.experiment.seed,
+            )
+            write_json(folder / "table.json", table)
+
+        upstream = [stage for stages in evaluated.values() for stage in stages]
+        settings = {"resamples": section.resamples, "level": section.level, "metrics": section.metrics, "arms": arms}
+        return self.run.do("table", work, settings=settings, upstream=upstream)
+
+    def report(self) -> Path:
+        """The page that explains the run: report/report.html."""
+
+        def work(folder: Path) -> None:
+            write_report(self.run.folder, folder / "report.html")
+
+        stage = self.run.do("report", work, settings={"config": self.experiment}, upstream=[self.table])
+        return stage.folder / "report.html"
+
+    def each(self, stage: Callable[[str, int], Stage]) -> None:
+        """Do one stage for every arm and replicate."""
+        for arm in self.experiment.arms:
+            for replicate in range(self.experiment.replicates):
+                stage(arm, replicate)
+
+    @property
+    def notice(self) -> str | None:
+        """What must be said wherever results of this run are shown."""
+        return SYNTHETIC_NOTICE if isinstance(self.experiment.data, cfg.Synthetic) else None

@@ -1,0 +1,231 @@
+"""From a run folder to report.html: the page is one file, needs no network, and trusts no text of the data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from deft_tsds.report import composition, figures, results
+from deft_tsds.report.map2d import PoolMap, pool_map
+from deft_tsds.report.outputs import side_by_side
+from deft_tsds.report.typicality import extremes, typicality
+from deft_tsds.report.view import ArmView, RunView, read_run
+from deft_tsds.runs import atomic_write, stage_key
+
+# Line feeds and tabs are layout; other control characters and lone surrogates are no text in HTML or in UTF-8.
+_UNPRINTABLE = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
+    if chr(code) not in "\t\n\r"
+}
+
+
+def write_report(run: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of a run folder.
+
+    Args:
+      run: the run folder; only its artefacts are read.
+      path: where to write; RUN/report.html by default.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ValueError: a mandatory artefact is missing; the message names it and the stage to run.
+    """
+    view = read_run(run)
+    page = render(view)
+    target = Path(path) if path is not None else view.folder / "report.html"
+    with atomic_write(target) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return target
+
+
+def render(view: RunView) -> str:
+    """The page of a run, as HTML."""
+    from plotly.offline import get_plotlyjs
+
+    key = stage_key(int(view.experiment["config"].get("seed", view.experiment["seeds"][0])), "report")
+    mapped = pool_map(view, key=jax.random.fold_in(key, 0))
+    near_duplicates = composition.near_duplicate_shares(view, key=jax.random.fold_in(key, 1))
+    groups = composition.group_shares(view)
+    defects = (composition.flag_shares(view), (near_duplicates,) if near_duplicates else ())
+    choices = ()
+    if view.embeddings_NxD is not None:
+        choices = extremes(view, typicality(view.embeddings_NxD, view.pool.groups))
+    plots: dict[str, Any] = {"loss": figures.loss_figure(view.arms)}
+    plots["map"] = figures.map_figure(view, mapped) if mapped else None
+    scripts = [_script(get_plotlyjs()), _script(_source("page.js"))]
+    environment = Environment(
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=results.percent,
+        number=results.format_number,
+        duration=duration,
+        size=size,
+        count=count,
+        clipped=clipped,
+        colour=figures.colour,
+    )
+    return environment.get_template("page.html").render(
+        view=view,
+        experiment=view.experiment,
+        arms=view.arms,
+        tables=results.metric_tables(view),
+        headline=results.headline(view),
+        level=results.percent(view.table.get("level", 0.95)),
+        intervals=figures.interval_plot(view),
+        plots=plots,
+        mapped=_about_map(view, mapped) if mapped else None,
+        groups=groups,
+        group_scale=composition.largest(groups),
+        defects=defects,
+        defect_scale=composition.largest([*defects[0], *defects[1]]),
+        near_duplicates=near_duplicates,
+        threshold=composition.NEAR_DUPLICATE_COSINE,
+        extremes=choices,
+        opening=_opening(view, view.arms),
+        stages=_stages(view),
+        outputs=side_by_side(view),
+        versions=_versions(view),
+        config=flat(view.experiment["config"]),
+        style=Markup(_source("style.css")),
+        data=_json(plots),
+        scripts=scripts,
+        policy=_policy(scripts),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader: 0.4 s, 12 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(number: float) -> str:
+    """Bytes for a reader, in decimal units: 812 MB, 1.4 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            value = number / scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{number:.0f} B"
+
+
+def count(number: int) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def clipped(text: str, limit: int) -> str:
+    """The beginning of a text, cut at a space where one is near."""
+    if len(text) <= limit:
+        return text
+    head = text[:limit]
+    space = head.rfind(" ", limit - 40)
+    return (head[:space] if space > 0 else head).rstrip() + "…"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """A nested config as (path, value) pairs, with the paths that the command line takes."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            pairs += flat(value, f"{path}.")
+        else:
+            pairs.append((path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return tuple(pairs)
+
+
+def _printable(value: Any) -> Any:
+    """Applied by Jinja to every value that the template prints, before it is escaped."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.translate(_UNPRINTABLE)
+    return value
+
+
+def _json(value: Any) -> Markup:
+    """JSON that cannot end the script element that holds it: `<`, `>`, `&` as escapes, and nothing beyond ASCII."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _source(name: str) -> str:
+    return importlib.resources.files("deft_tsds.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> Markup:
+    return Markup(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _policy(scripts: list[Markup]) -> str:
+    """A content security policy that allows these scripts by hash, inline styles, data images, and nothing else."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _opening(view: RunView, arms: Sequence[ArmView]) -> int:
+    """The arm that a switch opens with: the first that neither takes the whole pool nor draws at random."""
+    chooses = (
+        number for number, arm in enumerate(arms) if arm.selector != "Random" and not arm.is_whole(len(view.pool))
+    )
+    return next(chooses, 0)
+
+
+def _about_map(view: RunView, mapped: PoolMap) -> dict[str, Any]:
+    """What the caption of the map says; the arms are those of `figures.map_figure`."""
+    choosing = [arm for arm in view.arms if not arm.is_whole(len(view.pool))]
+    shown = [(arm.label, int(np.isin(mapped.rows, arm.first.indices).sum())) for arm in choosing]
+    opening = _opening(view, choosing)
+    return {"points": mapped.rows.size, "queries": mapped.query_rows.size, "arms": shown, "opening": opening}
+
+
+def _stages(view: RunView) -> tuple[dict[str, Any], ...]:
+    """Time and memory summed up by kind of stage: "finetune" stands for all of its arms and seeds."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for manifest in view.manifests:
+        kinds.setdefault(manifest["folder"].split("/")[0], []).append(manifest)
+    stages = []
+    for kind, manifests in kinds.items():
+        seconds = [manifest.get("seconds") or 0.0 for manifest in manifests]
+        memory = max(manifest.get("peak_memory_bytes") or 0 for manifest in manifests)
+        stages.append(
+            {"name": kind, "count": len(manifests), "total": sum(seconds), "longest": max(seconds), "memory": memory}
+        )
+    return tuple(stages)
+
+
+def _versions(view: RunView) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Every version that any stage ran with; more than one for a package that changed between stages."""
+    found: dict[str, dict[str, None]] = {}
+    for manifest in view.manifests:
+        for name, version in (manifest.get("versions") or {}).items():
+            found.setdefault(name, {})[str(version)] = None
+    return tuple((name, tuple(versions)) for name, versions in sorted(found.items()))

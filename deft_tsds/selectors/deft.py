@@ -1,0 +1,178 @@
+"""DEFT-UCS: a stratified base set, and a core-set of the easy and hard examples of k-means clusters.
+
+Reference: "DEFT-UCS: Data Efficient Fine-Tuning for Pre-Trained Language Models via Unsupervised Core-Set Selection for
+Text-Editing", arXiv 2310.16776.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from deft_tsds.arrays import check_count, check_real, normalize_rows, row_blocks
+from deft_tsds.kmeans import kmeans
+from deft_tsds.sampling import generator_of, largest_remainder, sample_stratified
+from deft_tsds.selection import Pool, Selection
+
+
+@dataclass(frozen=True)
+class DEFT:
+    """Base set D_base, drawn by task, and core-set D_c from clusters of the rest; the selection is both together.
+
+    The rest is L2-normalised and clustered by k-means. In each cluster the rows are ranked by cosine distance to the
+    centroid; of the A rows that a cluster gives, a share `easy` are the nearest, a share `hard` the farthest, and a
+    share `random` is drawn from those between. The three numbers are made whole by largest remainder, so that they
+    sum to A.
+    """
+
+    clusters: int = 7
+    """K, the number of clusters; at most the number of rows outside the base set is used."""
+
+    base: float = 0.3
+    """Share of the whole pool (not of the budget) that is drawn as the base set: by group in proportion to the
+    groups' sizes, uniformly where there are no groups."""
+
+    easy: float = 0.0
+    """alpha, the share of a cluster's rows that are taken nearest to the centroid. easy + hard + random = 1."""
+
+    hard: float = 1.0
+    """beta, the share of a cluster's rows that are taken farthest from the centroid."""
+
+    random: float = 0.0
+    """Share of a cluster's rows that are drawn at random from the cluster."""
+
+    per_cluster: int | None = None
+    """A, the number of rows from each cluster: a smaller cluster gives all it has, and the selection holds at most
+    the budget. None divides the budget that the base set leaves evenly, hands on what small clusters lack, and meets
+    the budget exactly."""
+
+    def __post_init__(self) -> None:
+        check_count(self.clusters, "clusters", 1)
+        for name in ("base", "easy", "hard", "random"):
+            check_real(getattr(self, name), name, at_least=0, at_most=1)
+        if not math.isclose(self.easy + self.hard + self.random, 1, abs_tol=1e-6):
+            raise ValueError(
+                f"easy + hard + random is {self.easy:g} + {self.hard:g} + {self.random:g}: "
+                "the three shares must sum to 1."
+            )
+        if self.per_cluster is not None:
+            check_count(self.per_cluster, "per_cluster", 1)
+
+    def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
+        n = len(pool)
+        base_count = round(self.base * n)
+        if base_count >= budget:
+            raise ValueError(
+                f"base = {self.base:g} of {n} candidates is {base_count} rows, which leaves nothing of the budget "
+                f"of {budget} for the core-set: lower base below {budget / n:.4g}, raise the budget above {base_count}"
+                ", or use Random(stratified=True) for a base set alone."
+            )
+        key_base, key_clusters, key_random = jax.random.split(key, 3)
+        chosen, base_rows = self._base(pool, base_count, key_base)
+
+        rest = np.setdiff1d(np.arange(n), base_rows)
+        unit_RxD = normalize_rows(pool.embeddings_NxD[rest])
+        clustering = kmeans(unit_RxD, min(self.clusters, len(rest)), key=key_clusters)
+        distance_R = cosine_distances(unit_RxD, clustering.centroids_KxD, clustering.labels_N)
+        counts_K = self._counts(clustering.sizes_K, budget - base_count)
+        generator = generator_of(key_random)
+        for cluster, count in enumerate(counts_K):
+            members = np.flatnonzero(clustering.labels_N == cluster)
+            chosen += self._core(cluster, int(count), rest[members], distance_R[members], generator)
+
+        chosen.sort(key=lambda item: item[0])
+        info: dict[str, Any] = {
+            "base": base_count,
+            "cluster_sizes": clustering.sizes_K.tolist(),
+            "cluster_chosen": counts_K.tolist(),
+            "kmeans": {
+                "clusters": len(counts_K),
+                "inertia": clustering.inertia,
+                "iterations": clustering.iterations,
+                "converged": clustering.converged,
+            },
+        }
+        if len(chosen) < budget:
+            info["shortfall"] = (
+                f"per_cluster = {self.per_cluster} with {len(counts_K)} clusters gives {int(counts_K.sum())} rows "
+                f"beside the base set of {base_count}, of a budget of {budget}."
+            )
+        rows, scores, reasons = zip(*chosen, strict=True)
+        return Selection.of(np.array(rows), scores=scores, reasons=reasons, info=info)
+
+    def _base(self, pool: Pool, count: int, key: jax.Array) -> tuple[list[tuple[int, float, dict]], np.ndarray]:
+        """Rows of D_base with score and reason, and the rows alone. What is drawn has no rank: its score is 0."""
+        groups_N = np.zeros(len(pool), np.int8) if pool.groups_N is None else pool.groups_N
+        rows, probability_N = sample_stratified(groups_N, count, key=key)
+        chosen = []
+        for row in rows.tolist():
+            probability = float(probability_N[row])
+            reason: dict[str, Any] = {"part": "base", "probability": probability}
+            whom = "every candidate"
+            if pool.groups_N is not None:
+                reason["group"] = pool.groups_N[row].item()
+                whom = f"every candidate of group {reason['group']!r}"
+            why = f"Base set: drawn at random, {whom} with probability {probability:.4g}."
+            chosen.append((row, 0.0, {"why": why, **reason}))
+        return chosen, rows
+
+    def _counts(self, sizes_K: np.ndarray, room: int) -> np.ndarray:
+        """How many rows each cluster gives, so that all together are at most `room`; exactly that without
+        per_cluster."""
+        if self.per_cluster is None:
+            return largest_remainder(np.ones(len(sizes_K)), room, sizes_K)
+        wanted_K = np.minimum(self.per_cluster, sizes_K)
+        return largest_remainder(wanted_K, min(room, int(wanted_K.sum())), wanted_K)
+
+    def _core(
+        self, cluster: int, count: int, rows: np.ndarray, distances: np.ndarray, generator: np.random.Generator
+    ) -> list[tuple[int, float, dict]]:
+        """Rows that one cluster gives, each with score and reason. Ties in distance go to the lower row."""
+        easy, hard, random = largest_remainder([self.easy, self.hard, self.random], count, [count] * 3)
+        ascending = np.argsort(distances, kind="stable")
+        left = ascending[easy:]
+        left = left[np.argsort(-distances[left], kind="stable")]
+        sides = {
+            "easy": ascending[:easy],
+            "hard": left[:hard],
+            "random": generator.choice(left[hard:], random, replace=False),
+        }
+        rank = np.empty(len(rows), np.int64)
+        rank[ascending] = np.arange(1, len(rows) + 1)
+        chosen = []
+        for side, members in sides.items():
+            for member in members.tolist():
+                distance, nearness = float(distances[member]), int(rank[member])
+                place = (
+                    f"rank {nearness} of {len(rows)} from the centroid of cluster {cluster} "
+                    f"(cosine distance {distance:.3f})"
+                )
+                why, score = {
+                    "easy": (f"Easy: near the middle of its cluster, {place}.", 1 - distance),
+                    "hard": (f"Hard: far from the middle of its cluster, {place}.", distance),
+                    "random": (f"Drawn at random within its cluster, {place}.", 0.0),
+                }[side]
+                reason = {
+                    "why": why,
+                    "part": side,
+                    "cluster": cluster,
+                    "cluster_size": len(rows),
+                    "rank": nearness,
+                    "distance": distance,
+                }
+                chosen.append((int(rows[member]), score, reason))
+        return chosen
+
+
+def cosine_distances(unit_NxD: np.ndarray, centroids_KxD: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """float64 [N], 1 - cos(x_i, c_label(i)) for rows of unit length; 1 where the centroid or the row is zero."""
+    norms_K = np.linalg.norm(centroids_KxD.astype(np.float64), axis=1)
+    directions_KxD = centroids_KxD / np.where(norms_K > 0, norms_K, 1)[:, None]
+    distance_N = np.empty(len(unit_NxD))
+    for rows in row_blocks(len(unit_NxD), row_bytes=16 * unit_NxD.shape[1]):
+        distance_N[rows] = 1 - np.einsum("nd,nd->n", unit_NxD[rows], directions_KxD[labels_N[rows]], dtype=np.float64)
+    return distance_N

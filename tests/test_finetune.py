@@ -1,0 +1,234 @@
+"""Fine-tuning against optax's own optimisers, the whole batch, and a run that nothing disturbed."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from deft_tsds.finetune import (
+    Pairs,
+    example_order,
+    finetune,
+    learning_rates,
+    make_optimizer,
+    tokenize_pairs,
+    train_step,
+    validation_loss,
+)
+from deft_tsds.runs import read_jsonl
+from deft_tsds.t5.model import T5, T5Config, shift_right
+
+CONFIG = T5Config(
+    vocab_size=31, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
+)
+
+
+def make_model(seed=0, **changes):
+    return T5(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(params=jax.random.key(seed)))
+
+
+def make_pairs(rows=24, seed=0, weights=None):
+    rng = np.random.default_rng(seed)
+    inputs = rng.integers(3, 31, (rows, 7)).astype(np.int32)
+    inputs[::3, 5:] = 0
+    labels = inputs[:, :6].copy()
+    labels[:, -1] = 1
+    labels[::4, 4:] = 0
+    return Pairs(inputs, labels, np.ones(rows, np.float32) if weights is None else weights, cut=0)
+
+
+def plain_loss(model, batch):
+    """The loss formula of the module, example by example in NumPy."""
+    total = weight = 0.0
+    logits = model(batch["inputs"], batch["inputs"] != 0, shift_right(batch["labels"], model.config))
+    logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    for row, labels in enumerate(batch["labels"]):
+        for position, label in enumerate(labels):
+            if label != 0:
+                total -= batch["weights"][row] * logs[row, position, label]
+                weight += batch["weights"][row]
+    return total / weight
+
+
+def step(model, batch, *, optimizer, accumulate=1, rate=1e-2):
+    graph, params = nnx.split(model)
+    params = jax.tree.map(jnp.copy, params)
+    return train_step(
+        graph, optimizer, params, optimizer.init(params), batch, rate, jax.random.key(0), accumulate=accumulate
+    )
+
+
+def test_loss_is_the_weighted_mean_over_target_tokens():
+    batch = make_pairs(8, weights=np.linspace(0.5, 2.0, 8, dtype=np.float32)).batch(np.arange(8))
+    model = make_model()
+    _, _, loss = step(model, batch, optimizer=make_optimizer("adamw"))
+    np.testing.assert_allclose(loss, plain_loss(model, batch), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_optimizer_equals_optax(name):
+    """Three updates equal those of optax.adamw and optax.adafactor (clipping out of the way)."""
+    rate, params = 1e-2, {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "scale": jnp.ones(3)}
+    ours = make_optimizer(name, weight_decay=0.1 if name == "adamw" else 0.0, clip=1e9)
+    mask = {"w": True, "scale": False}
+    theirs = optax.adamw(rate, weight_decay=0.1, mask=mask) if name == "adamw" else optax.adafactor(rate)
+    a, b, state_a, state_b = params, params, ours.init(params), theirs.init(params)
+    for number in range(1, 4):
+        grads = jax.tree.map(lambda x, n=number: jnp.sin(x * n) + 0.1, params)
+        updates, state_a = ours.update(grads, state_a, a)
+        a = jax.tree.map(lambda p, u: p - rate * u, a, updates)
+        updates, state_b = theirs.update(grads, state_b, b)
+        b = optax.apply_updates(b, updates)
+    for key in params:
+        np.testing.assert_allclose(a[key], b[key], rtol=1e-6)
+
+
+def test_accumulated_gradient_equals_the_whole_batch():
+    batch = make_pairs(12, weights=np.linspace(0.5, 2.0, 12, dtype=np.float32)).batch(np.arange(12))
+    optimizer = optax.identity()  # the update is the gradient
+    whole, _, loss = step(make_model(), batch, optimizer=optimizer, rate=1.0)
+    parts, _, loss_of_parts = step(make_model(), batch, optimizer=optimizer, accumulate=4, rate=1.0)
+    np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_example_of_weight_zero_teaches_nothing():
+    weights = np.ones(8, np.float32)
+    weights[3] = 0
+    first, second = make_pairs(8, weights=weights), make_pairs(8, weights=weights)
+    second.labels_NxT[3] = 17
+    results = [
+        step(make_model(), pairs.batch(np.arange(8)), optimizer=make_optimizer("adamw")) for pairs in (first, second)
+    ]
+    for a, b in zip(jax.tree.leaves(results[0][0]), jax.tree.leaves(results[1][0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_learning_rates():
+    rates = learning_rates(steps=10, peak=1.0, warmup=0.2, schedule="linear")
+    np.testing.assert_allclose(rates, [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125], rtol=1e-6)
+    np.testing.assert_allclose(learning_rates(steps=3, peak=2.0, warmup=0.0, schedule="constant"), 2.0)
+    cosine = learning_rates(steps=4, peak=1.0, warmup=0.0, schedule="cosine")
+    np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(4) / 4)), atol=1e-6)
+    assert learning_rates(steps=1, peak=1.0, warmup=0.05, schedule="linear")[0] > 0
+
+
+def test_each_epoch_sees_each_example_once():
+    order = example_order(12, 4, key=jax.random.key(0))
+    epochs = [np.concatenate([order[step] for step in range(first, first + 3)]) for first in (0, 3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def run(folder, *, steps=20, pairs=None, model=None, stop_at=None, **options):
+    model = model or make_model(dropout_rate=0.1)
+    rates = learning_rates(steps=steps, peak=1e-2, warmup=0.1, schedule="linear")
+    settings = {"save_every": 5, "log_every": 4, "optimizer": make_optimizer("adamw"), "batch_size": 8} | options
+    trained = finetune(
+        model, pairs or make_pairs(), rates=rates[:stop_at], key=jax.random.key(1), folder=folder, **settings
+    )
+    return model, trained
+
+
+def leaves(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_bit_identical(tmp_path):
+    whole, whole_trained = run(tmp_path / "whole")
+    run(tmp_path / "parts", stop_at=10)
+    rows = read_jsonl(tmp_path / "parts" / "metrics.jsonl")
+    assert rows[-1]["step"] == 10
+    resumed, resumed_trained = run(tmp_path / "parts")
+    assert resumed_trained == whole_trained
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = {row["step"]: row["loss"] for row in read_jsonl(tmp_path / "whole" / "metrics.jsonl")}
+    for row in read_jsonl(tmp_path / "parts" / "metrics.jsonl"):
+        if row["step"] in losses:
+            assert row["loss"] == losses[row["step"]]
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path):
+    first, trained = run(tmp_path)
+    second, again = run(tmp_path)
+    assert again == trained
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_patience_keeps_the_best_parameters(tmp_path):
+    """A learning rate that ruins the model: the best validation loss comes early and its parameters are kept."""
+    held_out = make_pairs(8, seed=5)
+    model, trained = run(
+        tmp_path, steps=60, optimizer=optax.scale(20.0), validation=held_out, validate_every=2, patience=3
+    )
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "validation_loss" in row]
+    best = min(rows, key=lambda row: row["validation_loss"])
+    assert trained.kept_step == best["step"]
+    assert trained.steps == best["step"] + 6
+    np.testing.assert_allclose(validation_loss(model, held_out, batch_size=8), best["validation_loss"], rtol=1e-5)
+
+
+def test_validation_loss_does_not_depend_on_the_batch_size():
+    model, pairs = make_model(), make_pairs(10)
+    losses = [validation_loss(model, pairs, batch_size=size) for size in (3, 10, 16)]
+    np.testing.assert_allclose(losses, plain_loss(model, pairs.batch(np.arange(10))), rtol=1e-5)
+
+
+def test_it_learns_to_copy(tmp_path):
+    pairs = make_pairs(32)
+    _, trained = run(tmp_path, steps=400, pairs=pairs, model=make_model(), batch_size=32, save_every=400)
+    assert trained.loss < 0.2
+
+
+def test_arms_of_other_lengths_share_one_program(tmp_path):
+    train_step.clear_cache()
+    for number, steps in enumerate((8, 12)):
+        run(tmp_path / str(number), steps=steps, pairs=make_pairs(16 + number))
+    assert train_step._cache_size() == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"Lower train\.learning_rate"):
+        run(tmp_path, steps=40, optimizer=optax.scale(1e12))
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size \(8\) must be a multiple of accumulate \(3\)"):
+        run(tmp_path, accumulate=3)
+    with pytest.raises(ValueError, match="patience needs validation"):
+        run(tmp_path, patience=2)
+    with pytest.raises(ValueError, match="adamw"):
+        make_optimizer("sgd")
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        learning_rates(steps=4, peak=1.0, warmup=0.0, schedule="step")
+
+
+class _Tokenizer:
+    """One id a word: its length; 1 ends a text."""
+
+    pad_token_id = 0
+
+    def __call__(self, texts):
+        return types.SimpleNamespace(input_ids=[[len(word) + 1 for word in text.split()] + [1] for text in texts])
+
+
+def test_tokenize_pairs_pads_and_cuts_but_keeps_the_end():
+    pairs = tokenize_pairs(_Tokenizer(), ["aa b ccc", "a"], ["a", "b"], max_input_tokens=3, max_target_tokens=9)
+    np.testing.assert_array_equal(pairs.inputs_NxS, [[3, 2, 1], [2, 1, 0]])
+    np.testing.assert_array_equal(pairs.labels_NxT, [[2, 1], [2, 1]])
+    assert pairs.cut == 1
+    with pytest.raises(ValueError, match="0 prompts"):
+        tokenize_pairs(_Tokenizer(), [], [], max_input_tokens=3, max_target_tokens=3)
+    with pytest.raises(ValueError, match="weights has 3 entries for 1 pairs"):
+        tokenize_pairs(
+            _Tokenizer(), ["a"], ["b"], max_input_tokens=3, max_target_tokens=3, weights=np.ones(3, np.float32)
+        )

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import brute_distances
+
+from deft_tsds.neighbors import nearest_neighbors
+
+METRICS = ["euclidean", "cosine", "dot"]
+
+
+def brute_neighbors(queries, candidates, k, metric):
+    """The definition: sort by float32 distance, then by index."""
+    distances = (brute_distances(queries, candidates, metric) + 0.0).astype(np.float32)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, axis=1), order
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("m", "n", "d", "k"), [(1, 1, 1, 1), (7, 300, 16, 25), (300, 50, 4, 50), (3, 20, 1, 5)])
+def test_equals_brute_force(metric, m, n, d, k):
+    rng = np.random.default_rng(0)
+    queries, candidates = rng.normal(size=(m, d)).astype(np.float32), rng.normal(size=(n, d)).astype(np.float32)
+    found = nearest_neighbors(queries, candidates, k, metric=metric)
+    distances, indices = brute_neighbors(queries, candidates, k, metric)
+    assert found.distances_MxK.dtype == np.float32
+    assert found.indices_MxK.dtype == np.int32
+    if d > 1 or metric != "cosine":  # in one dimension every cosine is 1 or -1 up to rounding
+        np.testing.assert_array_equal(found.indices_MxK, indices)
+    np.testing.assert_allclose(found.distances_MxK, distances, rtol=1e-6, atol=1e-7)
+
+
+# Quarters have exact squares: equal distances are equal in every arithmetic, so ties are really ties.
+lattice = st.integers(-4, 4).map(lambda i: i / 4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), metric=st.sampled_from(["euclidean", "dot"]), block_bytes=st.sampled_from([1, 300, 2**20]))
+def test_ties_go_to_the_lower_index_in_every_block_size(data, metric, block_bytes):
+    m, n, d = data.draw(st.sampled_from([(1, 12, 1), (3, 12, 2), (2, 5, 3)]))
+    rows = lambda count: st.lists(st.lists(lattice, min_size=d, max_size=d), min_size=count, max_size=count)  # noqa: E731
+    queries, candidates = np.array(data.draw(rows(m))), np.array(data.draw(rows(n)))
+    k = data.draw(st.integers(1, n))
+    found = nearest_neighbors(queries, candidates, k, metric=metric, block_bytes=block_bytes)
+    distances, indices = brute_neighbors(queries, candidates, k, metric)
+    np.testing.assert_array_equal(found.indices_MxK, indices)
+    np.testing.assert_array_equal(found.distances_MxK, distances)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_block_size_changes_nothing(metric):
+    rng = np.random.default_rng(1)
+    queries, candidates = rng.normal(size=(40, 24)), rng.normal(size=(500, 24))
+    candidates[10] = queries[3]
+    candidates[250:] = candidates[:250]  # every neighbour is tied with its copy
+    found = [nearest_neighbors(queries, candidates, 60, metric=metric, block_bytes=b) for b in (2**14, 2**16, 2**24)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].indices_MxK, other.indices_MxK)
+        np.testing.assert_array_equal(found[0].distances_MxK, other.distances_MxK)
+    assert (found[0].distances_MxK[:, 0::2] == found[0].distances_MxK[:, 1::2]).all()
+    assert (found[0].indices_MxK[:, 0::2] + 250 == found[0].indices_MxK[:, 1::2]).all()
+
+
+def test_near_duplicates_keep_their_distance_and_order():
+    rng = np.random.default_rng(2)
+    queries = rng.normal(size=(5, 384))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    queries = queries.astype(np.float32)
+    offsets = np.array([3e-4, 1e-4, 0.0, 2e-4, 0.0])
+    direction = np.zeros(384)
+    direction[0] = 1
+    near = (queries[:, None] + offsets[None, :, None] * direction).astype(np.float32).reshape(-1, 384)
+    candidates = np.concatenate([rng.normal(size=(50, 384)), near])
+    found = nearest_neighbors(queries, candidates, 5)
+    np.testing.assert_array_equal(found.indices_MxK, 50 + 5 * np.arange(5)[:, None] + [2, 4, 1, 3, 0])
+    np.testing.assert_array_equal(found.distances_MxK[:, :2], 0)
+    np.testing.assert_allclose(found.distances_MxK[:, 2:], np.tile([1e-4, 2e-4, 3e-4], (5, 1)), rtol=0.01)
+
+
+def test_near_duplicates_far_from_the_origin():
+    queries = np.array([[1000.0, 1000.0]], dtype=np.float32)
+    candidates = np.array([[1000.0, 1000.0625], [1000.0, 1000.0], [0.0, 0.0]], dtype=np.float32)
+    found = nearest_neighbors(queries, candidates, 3)
+    np.testing.assert_array_equal(found.indices_MxK, [[1, 0, 2]])
+    np.testing.assert_array_equal(found.distances_MxK[0, :2], [0, 0.0625])
+
+
+def test_cosine_of_equal_rows_is_exactly_zero_and_of_zero_rows_is_one():
+    x = np.random.default_rng(3).normal(size=(6, 33)).astype(np.float32)
+    x[2] = 0
+    found = nearest_neighbors(x, x, 1, metric="cosine")
+    np.testing.assert_array_equal(np.delete(found.distances_MxK, 2), 0)
+    np.testing.assert_array_equal(np.delete(found.indices_MxK, 2), [0, 1, 3, 4, 5])
+    assert found.distances_MxK[2] == 1
+    assert found.indices_MxK[2] == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_all_points_equal(metric):
+    found = nearest_neighbors(np.ones((3, 4)), np.ones((30, 4)), 10, metric=metric, block_bytes=200)
+    np.testing.assert_array_equal(found.indices_MxK, np.tile(np.arange(10), (3, 1)))
+    np.testing.assert_array_equal(found.distances_MxK, -4 if metric == "dot" else 0)
+
+
+def test_dot_ranks_zero_and_negative_zero_alike():
+    found = nearest_neighbors([[1.0]], [[-0.0], [0.0], [-0.0], [2.0], [-1.0]], 5, metric="dot")
+    np.testing.assert_array_equal(found.indices_MxK, [[3, 0, 1, 2, 4]])
+    np.testing.assert_array_equal(found.distances_MxK, [[-2, 0, 0, 0, 1]])
+
+
+def test_memory_map_gives_the_same(tmp_path):
+    rng = np.random.default_rng(4)
+    queries, candidates = rng.normal(size=(4, 8)), rng.normal(size=(200, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", candidates)
+    mapped = nearest_neighbors(queries, np.load(tmp_path / "x.npy", mmap_mode="r"), 20, block_bytes=2**12)
+    np.testing.assert_array_equal(mapped.indices_MxK, nearest_neighbors(queries, candidates, 20).indices_MxK)
+
+
+def test_permuted_candidates_give_permuted_indices():
+    rng = np.random.default_rng(5)
+    queries, candidates = rng.normal(size=(6, 12)), rng.normal(size=(100, 12))
+    order = rng.permutation(100)
+    plain, permuted = nearest_neighbors(queries, candidates, 30), nearest_neighbors(queries, candidates[order], 30)
+    np.testing.assert_array_equal(order[permuted.indices_MxK], plain.indices_MxK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 4}, "k is 4 but there are only 3 candidates: ask for at most 3 neighbours."),
+        ({"k": 0}, "k is 0: give an integer at least 1."),
+        ({"k": 2, "metric": "l1"}, "metric is 'l1': choose one of euclidean, cosine, dot."),
+        ({"k": 2, "block_bytes": 0}, "block_bytes is 0: give an integer at least 1."),
+        ({"k": 2, "queries": np.ones((1, 3))}, "queries has 3 dimensions but candidates has 2: embed both"),
+        ({"k": 2, "queries": [[np.nan, 1.0]]}, "queries, row 0, has a NaN or infinite value"),
+        ({"k": 2, "candidates": np.ones((0, 2))}, "candidates is empty"),
+    ],
+)
+def test_errors(arguments, message):
+    arguments = {"queries": np.ones((1, 2)), "candidates": np.ones((3, 2))} | arguments
+    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.")):
+        nearest_neighbors(**arguments)

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import solve_box_by_events, solve_rt_by_linear_program
+
+from deft_tsds.problem import Problem
+from deft_tsds.tsds import Regularizer, objective_rt, tsds, tsds_grown
+
+REGULARIZERS: list[Regularizer] = ["kde", "uniform", "tv"]
+
+
+def clustered(seed, m, n, d=3):
+    """Points around few centres, so that densities differ, with some exact duplicates."""
+    rng = np.random.default_rng(seed)
+    candidates = 2 * rng.normal(size=(3, d))[rng.integers(3, size=n)] + 0.3 * rng.normal(size=(n, d))
+    candidates[n // 2 :: 4] = candidates[0]
+    return candidates.astype(np.float32), rng.normal(size=(m, d)).astype(np.float32)
+
+
+def dense(problem, values_MxK):
+    out = np.zeros((len(values_MxK), problem.size))
+    np.put_along_axis(out, problem.shortlist_U[problem.index_MxK], values_MxK, axis=1)
+    return out
+
+
+def truncated(problem, k):
+    """The same problem with K = k neighbours, and the densities that the candidates have in the whole of it."""
+    shortlist, index = np.unique(problem.index_MxK[:, :k], return_inverse=True)
+    return dataclasses.replace(
+        problem,
+        costs_MxK=problem.costs_MxK[:, :k],
+        next_cost_M=problem.costs_MxK[:, k] if k < problem.size else problem.next_cost_M,
+        index_MxK=index.reshape(-1, k),
+        shortlist_U=problem.shortlist_U[shortlist],
+        density_U=problem.density_U[shortlist],
+    )
+
+
+def linear_program(problem, **arguments):
+    return solve_rt_by_linear_program(
+        dense(problem, problem.costs_MxK.astype(np.float64)),
+        problem.density_U.astype(np.float64),
+        problem.query_weights_M,
+        **arguments,
+    )
+
+
+def row_sums_and_probabilities_hold(problem, plan):
+    assert (plan.mass_MxK >= 0).all()
+    np.testing.assert_allclose(plan.mass_MxK.sum(axis=1), problem.query_weights_M, rtol=1e-12)
+    probabilities = plan.probabilities()
+    assert probabilities.shape == (problem.size,)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(probabilities, dense(problem, plan.mass_MxK).sum(axis=0), atol=1e-12)
+
+
+taus = st.floats(-4, 3).map(lambda power: 10**power)
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 10))
+weights = st.sampled_from([None, [1.0, 3.0, 0.5, 2.0]])
+
+
+def build(seed, shape, query_weights=None, **arguments):
+    candidates, queries = clustered(seed, *shape)
+    query_weights = None if query_weights is None else query_weights[: shape[0]]
+    return Problem.from_embeddings(candidates, queries, query_weights=query_weights, **arguments)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), shape=shapes, tau=taus, query_weights=weights)
+def test_reaches_the_linear_program_with_all_neighbors(regularizer, seed, shape, tau, query_weights):
+    problem = build(seed, shape, query_weights, bandwidth=1.0)
+    arguments = {"alpha": 0.4, "scale": tau * 0.4 / 0.6, "regularizer": regularizer}
+    plan = tsds(problem, **arguments)
+    value, mass = linear_program(problem, **arguments)
+    assert not plan.info["exhausted"]
+    assert plan.info["gap"] == 0
+    assert plan.info["value"] == pytest.approx(value, abs=1e-9, rel=1e-9)
+    assert plan.info["tau"] == pytest.approx(tau)
+    row_sums_and_probabilities_hold(problem, plan)
+    # The value function agrees with the program's on the program's own plan too.
+    own = np.take_along_axis(mass, problem.shortlist_U[problem.index_MxK], axis=1)
+    assert objective_rt(problem, own, **arguments) == pytest.approx(value, abs=1e-8, rel=1e-8)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), tau=taus, k=st.integers(1, 9), query_weights=weights)
+def test_with_fewer_neighbors_it_is_optimal_or_says_how_far_it_may_be(regularizer, seed, tau, k, query_weights):
+    whole = build(seed, (3, 10), query_weights, bandwidth=1.0)
+    problem = truncated(whole, k)
+    arguments = {"alpha": 0.4, "scale": tau * 0.4 / 0.6, "regularizer": regularizer}
+    plan = tsds(problem, **arguments)
+    row_sums_and_probabilities_hold(problem, plan)
+    assert (plan.info["gap"] > 0) == plan.info["exhausted"]
+    distances = dense(whole, whole.costs_MxK.astype(np.float64))
+    density = whole.density_U.astype(np.float64)
+    if regularizer == "kde":  # its candidates are the shortlist
+        distances, density = distances[:, problem.shortlist_U], density[problem.shortlist_U]
+    value, _ = solve_rt_by_linear_program(distances, density, problem.query_weights_M, **arguments)
+    tolerance = 1e-9 * max(1.0, value)
+    assert value - tolerance <= plan.info["value"] <= value + plan.info["gap"] + tolerance
+    mass = np.zeros_like(whole.costs_MxK, dtype=np.float64)
+    mass[:, :k] = plan.mass_MxK  # the same plan, valued among all candidates
+    if not plan.info["exhausted"] and (regularizer != "kde" or plan.info["s"] < np.sum(1 / problem.density_U) / 2):
+        value, _ = linear_program(whole, **arguments)
+        assert objective_rt(whole, mass, **arguments) == pytest.approx(value, abs=1e-9, rel=1e-9)
+
+
+@pytest.mark.parametrize("regularizer", ["kde", "uniform"])
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), tau=taus, k=st.integers(1, 30), query_weights=weights)
+def test_equals_the_event_loop(regularizer, seed, tau, k, query_weights):
+    problem = truncated(build(seed, (4, 100), query_weights, bandwidth=1.0), k)
+    plan = tsds(problem, alpha=0.4, scale=tau * 0.4 / 0.6, regularizer=regularizer)
+    density = problem.density_U[problem.index_MxK].astype(np.float64)
+    expected = solve_box_by_events(
+        problem.costs_MxK.astype(np.float64),
+        problem.next_cost_M.astype(np.float64),
+        density if regularizer == "kde" else np.ones_like(density),
+        problem.query_weights_M,
+        tau,
+    )
+    half = (np.sum(1 / problem.density_U) if regularizer == "kde" else problem.size) / 2
+    if expected is None or expected[0] > half:
+        return  # the sweep knows neither of running out nor of the lower deviations: the linear programs judge those
+    assert not plan.info["exhausted"]
+    assert plan.info["s"] == pytest.approx(expected[0], rel=1e-12)
+    np.testing.assert_allclose(plan.mass_MxK, expected[1], atol=1e-14)
+
+
+def test_masses_equal_the_linear_program_where_the_optimum_is_unique():
+    rng = np.random.default_rng(0)
+    problem = Problem.from_embeddings(rng.normal(size=(9, 3)), rng.normal(size=(3, 3)), bandwidth=1.5)
+    for regularizer in REGULARIZERS:
+        arguments = {"alpha": 0.5, "scale": 0.7, "regularizer": regularizer}
+        _, mass = linear_program(problem, **arguments)
+        np.testing.assert_allclose(dense(problem, tsds(problem, **arguments).mass_MxK), mass, atol=1e-8)
+
+
+def test_uniform_takes_the_smallest_sufficient_number_of_neighbors():
+    problem = build(3, (4, 50))
+    m, tau = 4, 2.0
+    distances = problem.costs_MxK.astype(np.float64)
+    for k_star in range(1, 50):
+        if np.sum(distances[:, k_star][:, None] - distances[:, :k_star]) >= m * tau:
+            break
+    plan = tsds(problem, alpha=0.5, scale=tau, regularizer="uniform")
+    assert plan.info["s"] == plan.info["neighbors"] == k_star
+    np.testing.assert_allclose(plan.mass_MxK[:, :k_star], 1 / (m * k_star), rtol=1e-12)
+    assert not plan.mass_MxK[:, k_star:].any()
+
+
+def test_tv_keeps_what_is_within_tau_of_the_nearest():
+    problem = build(4, (3, 20))
+    plan = tsds(problem, alpha=0.5, scale=1.0, regularizer="tv")
+    kept = problem.costs_MxK - problem.costs_MxK[:, :1] <= 1.0
+    np.testing.assert_allclose(plan.mass_MxK[:, 1:], kept[:, 1:] / 60)
+    few = tsds(truncated(problem, 2), alpha=0.5, scale=1.0, regularizer="tv")
+    assert few.info["exhausted"]
+    assert few.info["s"] is None
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_alpha_one_takes_the_nearest(regularizer):
+    problem = Problem.from_embeddings(*clustered(5, 4, 30), bandwidth=1.0)
+    problem = dataclasses.replace(problem, costs_MxK=problem.costs_MxK + np.arange(30, dtype=np.float32))  # no ties
+    plan = tsds(problem, alpha=1.0, regularizer=regularizer)
+    np.testing.assert_allclose(plan.mass_MxK[:, 0], 0.25, rtol=1e-12)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_an_immense_tau_gives_the_reference_plan(regularizer):
+    problem = build(6, (3, 12), bandwidth=1.0)
+    plan = tsds(problem, alpha=1e-9, scale=1.0, regularizer=regularizer)
+    inverse = 1 / problem.density_U.astype(np.float64) if regularizer == "kde" else np.ones(12)
+    np.testing.assert_allclose(plan.probabilities(), inverse / inverse.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("regularizer", ["kde", "uniform"])
+def test_s_does_not_fall_as_tau_rises(regularizer):
+    problem = build(7, (5, 60), bandwidth=1.0)
+    scales = np.geomspace(1e-4, 1e4, 60)
+    s = [tsds(problem, scale=scale, regularizer=regularizer).info["s"] for scale in scales]
+    assert (np.diff(s) >= 0).all()
+    assert s[0] < s[-1]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), regularizer=st.sampled_from(REGULARIZERS))
+def test_permuting_and_rotating_the_embeddings(seed, regularizer):
+    rng = np.random.default_rng(seed)
+    candidates, queries = rng.normal(size=(25, 3)), rng.normal(size=(3, 3))
+    order = rng.permutation(25)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+
+    def p(x, y):
+        problem = Problem.from_embeddings(x, y, bandwidth=1.0)
+        return tsds(problem, scale=0.5, regularizer=regularizer).probabilities()
+
+    plain = p(candidates, queries)
+    np.testing.assert_allclose(p(candidates[order], queries), plain[order], atol=1e-5)
+    np.testing.assert_allclose(p(candidates @ rotation, queries @ rotation), plain, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), power=st.integers(-8, 8), regularizer=st.sampled_from(REGULARIZERS))
+def test_scaling_distances_and_c_and_h_together_changes_nothing(seed, power, regularizer):
+    candidates, queries = clustered(seed, 3, 25)
+    factor = 2.0**power
+
+    def p(f):
+        problem = Problem.from_embeddings(f * candidates, f * queries, bandwidth=f)
+        return tsds(problem, scale=0.5 * f, regularizer=regularizer).probabilities()
+
+    np.testing.assert_allclose(p(factor), p(1.0), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_near_copies_take_a_tenth_of_what_they_take_without_density(seed):
+    """50 near-copies of the nearest candidate count about once with KDE and 51 times with uniform."""
+    rng = np.random.default_rng(seed)
+    query = rng.normal(size=(1, 16))
+    candidates = query + rng.normal(size=(300, 16))
+    nearest = candidates[np.argmin(np.linalg.norm(candidates - query, axis=1))]
+    copies = nearest + 1e-3 * rng.normal(size=(50, 16)) / 4
+    problem = Problem.from_embeddings(np.concatenate([candidates, copies]), query, bandwidth=0.3)
+    with_density = tsds(problem, scale=50.0, regularizer="kde").probabilities()[300:].sum()
+    without = tsds(problem, scale=50.0, regularizer="uniform").probabilities()[300:].sum()
+    assert with_density < without / 10
+
+
+def test_a_query_of_double_weight_is_two_queries():
+    candidates, queries = clustered(8, 3, 40)
+    doubled = np.concatenate([queries, queries[:1]])
+    for regularizer in REGULARIZERS:
+        weighted = Problem.from_embeddings(candidates, queries, bandwidth=1.0, query_weights=[2, 1, 1])
+        repeated = Problem.from_embeddings(candidates, doubled, bandwidth=1.0)
+        a, b = (tsds(problem, scale=1.0, regularizer=regularizer) for problem in (weighted, repeated))
+        np.testing.assert_allclose(a.probabilities(), b.probabilities(), atol=1e-12)
+        assert a.info["value"] == pytest.approx(b.info["value"], rel=1e-12)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_padding_rows_of_weight_zero_change_nothing(regularizer):
+    problem = build(9, (3, 40), bandwidth=1.0, neighbors=20)
+    padded = dataclasses.replace(
+        problem,
+        costs_MxK=np.concatenate([problem.costs_MxK, np.zeros((2, 20), dtype=np.float32)]),
+        next_cost_M=np.append(problem.next_cost_M, np.zeros(2, dtype=np.float32)),
+        index_MxK=np.concatenate([problem.index_MxK, np.zeros((2, 20), dtype=np.int32)]),
+        query_weights_M=np.append(problem.query_weights_M, [0.0, 0.0]),
+    )
+    a, b = (tsds(p, scale=0.5, regularizer=regularizer) for p in (problem, padded))
+    np.testing.assert_array_equal(b.mass_MxK, np.concatenate([a.mass_MxK, np.zeros((2, 20))]))
+    assert a.info == b.info
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 19, 1), (5, 2, 1), (1, 7, 3)])
+@pytest.mark.parametrize("points", ["random", "equal", "zero"])
+def test_small_and_degenerate_pools(regularizer, shape, points):
+    m, n, d = shape
+    rng = np.random.default_rng(10)
+    candidates = {"random": rng.normal(size=(n, d)), "equal": np.ones((n, d)), "zero": np.zeros((n, d))}[points]
+    problem = Problem.from_embeddings(candidates, rng.normal(size=(m, d)), bandwidth=0.5)
+    arguments = {"alpha": 0.5, "scale": 1.0, "regularizer": regularizer}
+    plan = tsds(problem, **arguments)
+    row_sums_and_probabilities_hold(problem, plan)
+    assert plan.info["value"] == pytest.approx(linear_program(problem, **arguments)[0], abs=1e-9)
+    if points != "random":
+        np.testing.assert_allclose(problem.density_U, n, rtol=1e-6)
+        np.testing.assert_allclose(plan.probabilities(), 1 / n, rtol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_grown_neighborhoods_reach_the_optimum(regularizer):
+    candidates, queries = clustered(11, 3, 200)
+    arguments = {"alpha": 0.5, "scale": 2.0, "regularizer": regularizer}
+    few = tsds(Problem.from_embeddings(candidates, queries, neighbors=2), **arguments)
+    assert few.info["exhausted"]
+    assert few.info["gap"] > 0
+    assert few.info["message"].startswith(
+        "Not optimal: 2 neighbours a query are too few for tau = 2; the objective may"
+    )
+    problem, plan = tsds_grown(candidates, queries, neighbors=2, **arguments)
+    whole = tsds(Problem.from_embeddings(candidates, queries), **arguments)
+    assert 2 < problem.costs_MxK.shape[1] <= 200
+    assert not plan.info["exhausted"]
+    np.testing.assert_allclose(plan.probabilities(), whole.probabilities(), atol=1e-12)
+
+
+def test_growth_stops_at_the_whole_pool():
+    problem, plan = tsds_grown(*clustered(12, 2, 30), neighbors=1, alpha=1e-6, bandwidth=1.0)
+    assert problem.costs_MxK.shape == (2, 30)
+    assert not plan.info["exhausted"]
+
+
+def test_info_describes_the_plan():
+    problem = build(13, (3, 40), bandwidth=1.0)
+    plan = tsds(problem, scale=0.5)
+    p = plan.probabilities()
+    assert plan.info["effective_size"] == pytest.approx(1 / np.sum(p**2))
+    assert plan.info["support"] == np.count_nonzero(p)
+    assert plan.info["neighbors"] == (plan.mass_MxK > 0).sum(axis=1).max()
+    assert plan.info["message"].startswith(f"Optimal: {plan.info['support']} candidates, as diverse as ")
+    np.testing.assert_allclose(plan.weights_U, p[problem.shortlist_U], rtol=1e-12)
+    assert "kde equals uniform" in tsds(build(13, (3, 40))).info["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": 0}, "alpha is 0, which ignores every distance: use the Random selector, or give alpha above 0."),
+        ({"alpha": -0.1}, "alpha is -0.1: give a number above 0 and at most 1."),
+        ({"alpha": 1.1}, "alpha is 1.1: give a number above 0 and at most 1."),
+        ({"alpha": np.nan}, "alpha is nan: give a finite number."),
+        ({"scale": 0.0}, "scale is 0: give a number above 0."),
+        ({"regularizer": "l2"}, "regularizer is 'l2': choose one of kde, uniform, tv."),
+    ],
+)
+def test_errors(arguments, message):
+    problem = build(0, (2, 5))
+    calls = [
+        lambda: tsds(problem, **arguments),
+        lambda: objective_rt(problem, problem.costs_MxK, **arguments),
+        lambda: tsds_grown(np.ones((3, 2)), np.ones((1, 2)), **arguments),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            call()
+        assert str(caught.value) == message
+
+
+def test_objective_of_a_plan_of_the_wrong_shape():
+    with pytest.raises(
+        ValueError, match=r"^mass_MxK has shape \(2, 4\): give one entry for each of problem.costs_MxK\.$"
+    ):
+        objective_rt(build(0, (2, 5)), np.ones((2, 4)))
