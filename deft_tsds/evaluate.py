@@ -58,6 +58,7 @@ def tabulate(
         for arm in statistics:
             scores[arm]["all"] = np.mean([scores[arm][test] for test in tests], axis=0)
             draws[arm]["all"] = np.mean([draws[arm][test] for test in tests], axis=0)
+        for arm in statistics:
             for test in (*tests, "all"):
                 where = {"arm": arm, "test": test, "metric": metric}
                 found = interval(float(scores[arm][test].mean()), draws[arm][test], level)

@@ -105,6 +105,7 @@ def progress_bar() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

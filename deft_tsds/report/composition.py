@@ -102,19 +102,21 @@ def near_duplicate_share(
       key: a PRNG key for the sample.
       threshold: the cosine from which two rows count as near-duplicates.
     """
-    chosen_nxD = np.asarray(embeddings_NxD[indices], dtype=np.float32)
-    size = len(chosen_nxD)
-    probes = np.arange(size)
+    points_nxD = np.asarray(embeddings_NxD[indices], dtype=np.float32)
+    size = probes = len(points_nxD)
     if size * size > _MOST_COSINES:
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        probes = np.sort(rng.choice(size, _MOST_COSINES // size, replace=False))
-    has_other = np.zeros(probes.size, dtype=bool)
-    for start in range(0, probes.size, _BLOCK):
-        block = probes[start : start + _BLOCK]
-        close = chosen_nxD[block] @ chosen_nxD.T >= threshold
-        close[np.arange(block.size), block] = False
-        has_other[start : start + block.size] = close.any(axis=1)
-    return float(has_other.mean())
+        points_nxD = points_nxD[rng.permutation(size)]  # the first rows are now a random sample
+        probes = _MOST_COSINES // size
+    has_other_n = np.zeros(size, dtype=bool)
+    for start in range(0, probes, _BLOCK):
+        stop = min(start + _BLOCK, probes)
+        close = points_nxD[start:stop] @ points_nxD[start:].T >= threshold
+        np.fill_diagonal(close, False)
+        # Pairs with earlier rows were seen from their side.
+        has_other_n[start:stop] |= close.any(axis=1)
+        has_other_n[start:] |= close.any(axis=0)
+    return float(has_other_n[:probes].mean())
 
 
 def _row(arms: Sequence[ArmView], name: str, has_N: np.ndarray) -> ShareRow:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deft_tsds.arrays import normalize_rows
 from deft_tsds.data import Examples
 from deft_tsds.embed.store import open_store
 from deft_tsds.runs import read_json, read_jsonl
@@ -114,7 +115,7 @@ def read_run(path: str | Path) -> RunView:
 
     embeddings_NxD = None
     if present("embed/pool/store.json", "embed", "no map, no typicality, no near-duplicates measured"):
-        embeddings_NxD = open_store(folder / "embed/pool").array()
+        embeddings_NxD = _unit_rows(folder / "embed/pool")
         if len(embeddings_NxD) != len(pool):
             raise ValueError(
                 f"{folder / 'embed/pool'} holds {len(embeddings_NxD)} rows and data/pool.jsonl {len(pool)}. "
@@ -122,7 +123,7 @@ def read_run(path: str | Path) -> RunView:
             )
     query_embeddings_MxD = None
     if queries_file and present("embed/queries/store.json", "embed", "the target examples are not on the map"):
-        query_embeddings_MxD = open_store(folder / "embed/queries").array()
+        query_embeddings_MxD = _unit_rows(folder / "embed/queries")
 
     arms = []
     for name, arm in experiment["arms"].items():
@@ -173,6 +174,12 @@ def _mandatory(folder: Path, relative: str, stage: str) -> Path:
     if not path.exists():
         raise ValueError(f"{path} is missing, and a report needs it. Run the stage `{stage}` of this run first.")
     return path
+
+
+def _unit_rows(path: Path) -> np.ndarray:
+    """The vectors of a store, of unit length: everything that the report measures on them is a cosine."""
+    store = open_store(path)
+    return store.array() if store.normalized else normalize_rows(store.array())
 
 
 def _check_indices(path: Path, indices: np.ndarray, pool_size: int) -> None:
