@@ -157,9 +157,9 @@ def read_examples(
 
     Args:
         source: a .jsonl, .json, .csv (each also .gz) or .parquet file; a folder written by datasets' `save_to_disk`; a
-            folder laid out like a hub data set; or a hub name, "name" or "name:config". A hub name goes through the
-            cache of `datasets`, so that it can be read offline later; files and folders are read afresh each time and
-            leave no cache behind.
+            folder laid out like a hub data set, "folder" or "folder:config"; or a hub name, "name" or "name:config".
+            A hub name goes through the cache of `datasets`, so that it can be read offline later; files and folders
+            are read afresh each time and leave no cache behind.
         split: split of a folder or hub data set.
         id_field: field of the id, text or whole number. None makes ids from the content: 16 hexadecimal digits of the
             SHA-256 of prompt and target; the second copy of a repeated row gets "-2", the third "-3".
@@ -378,12 +378,13 @@ def _rows(source: str | Path, split: str, name: str) -> Iterator[Row]:
         if kind == ".parquet":
             return _parquet_rows(path, name)
         return _text_file_rows(path, kind.removesuffix(".gz"), name)
+    folder, _, config = str(path).rpartition(":")
+    if folder and Path(folder).is_dir():
+        return _folder_rows(Path(folder), config, split, name)
     if kind is not None or isinstance(source, Path) or str(source).startswith(("/", ".", "~")):
         raise ValueError(f"{name}: {source} is missing. {_near_files(path)}")
-    folder, _, config = str(source).partition(":")
-    if Path(folder).is_dir():
-        return _folder_rows(Path(folder), config, split, name)
-    return _hub_rows(folder, config or None, split, name)
+    dataset, _, config = str(source).partition(":")
+    return _hub_rows(dataset, config or None, split, name)
 
 
 def _near_files(path: Path) -> str:

@@ -158,7 +158,8 @@ def largest_remainder(shares, total: int, capacity) -> np.ndarray:
     open_P = (share_P > 0) & (capacity_P > 0)
     left = total
     while left > 0:
-        relative_P = np.where(open_P, share_P / share_P[open_P].max(), 0.0)  # no sum of these can overflow or vanish
+        relative_P = np.where(open_P, share_P, 0.0)
+        relative_P /= relative_P.max()  # so that the sum can neither overflow nor vanish
         quota_P = left * (relative_P / relative_P.sum())
         full_P = open_P & (quota_P >= capacity_P)
         if not full_P.any():

@@ -42,7 +42,14 @@ class Pool:
     costs_N: np.ndarray | None = None
 
     @classmethod
-    def of(cls, candidates, queries=None, *, groups: Sequence | None = None, costs: Sequence | None = None) -> Pool:
+    def of(
+        cls,
+        candidates,
+        queries=None,
+        *,
+        groups: Sequence | np.ndarray | None = None,
+        costs: Sequence | np.ndarray | None = None,
+    ) -> Pool:
         """Check the arguments and make a pool of them. Raises ValueError that names the argument and the row."""
         embeddings_NxD = as_matrix(candidates, "candidates")
         n = len(embeddings_NxD)
@@ -180,8 +187,8 @@ def select(
     selector: Selector,
     budget: int,
     key: jax.Array,
-    groups: Sequence | None = None,
-    costs: Sequence | None = None,
+    groups: Sequence | np.ndarray | None = None,
+    costs: Sequence | np.ndarray | None = None,
 ) -> Selection:
     """Choose `budget` of the candidates.
 

@@ -23,6 +23,9 @@ from s = Z/2 on. There the filled neighbours are the half of Z nearest to the qu
 (alpha/C) (tau - A) with A = sum_i w_i sum_j (1/rho_j) |d_ij - median of d_i under the weights 1/rho|. So either
 tau <= A and s* = Z/2, or s* = Z and the plan is r_ij = (1/rho_j) / Z, in which distances no longer count.
 
+The Z of "kde" needs the densities of all N candidates, and a problem knows those of its shortlist. No rho exceeds N,
+so that Z >= sum over the shortlist of 1/rho + (N - U) / N; an s* up to half of this bound is optimal whatever Z is.
+
 **TV.** Rows and candidates decouple: moving mass from j to the nearest candidate saves (alpha/C) (d_ij - d_i(1)) and
 costs 1 - alpha a unit. So 1/N stays where d_ij - d_i(1) <= tau, and the rest goes to the nearest.
 """
@@ -43,20 +46,19 @@ def tsds(problem: Problem, *, alpha: float = 0.5, scale: float = 5.0, regularize
     """Return the exact optimum of problem RT; with too few neighbours, the best plan that keeps to them.
 
     Args:
-        problem: queries and neighbourhoods. For "kde" the candidates of RT are the shortlist (Z sums over it), which
-            matters only when a plan spends half of Z; for the other two they are all N.
+        problem: queries and neighbourhoods.
         alpha: in (0, 1], weight of the distances against the diversity; 1 takes the nearest candidate alone.
         scale: C > 0, the scale of the distances.
         regularizer: "kde", "uniform" or "tv".
 
     Returns:
         Plan in float64. Its `info` holds
-            value: the objective of RT at this plan (for "kde" with Z over the shortlist);
+            value: the objective of RT at this plan (see `objective_rt`);
             tau: C (1 - alpha) / alpha;
             s: the s of the optimum, for "uniform" equal to K* (None for "tv");
             neighbors: the largest number of neighbours with mass that a query has;
-            exhausted: True when K neighbours were too few to reach the optimum;
-            gap: how far `value` may lie above the optimum; 0 unless exhausted;
+            exhausted: True when K neighbours were too few to reach the optimum, or to prove it reached;
+            gap: how far the plan's objective may lie above the optimum; 0 unless exhausted;
             effective_size: 1 / sum_j p_j^2, the number of equally likely candidates that would be as diverse;
             support: the number of candidates with p_j > 0;
             message: one sentence for people.
@@ -87,7 +89,7 @@ def tsds(problem: Problem, *, alpha: float = 0.5, scale: float = 5.0, regularize
     }
     if info["exhausted"]:
         info["message"] = (
-            f"Not optimal: {k} neighbours a query are too few for tau = {tau:.4g}; the objective may lie up to "
+            f"Not proven optimal: {k} neighbours a query are too few for tau = {tau:.4g}; the objective may lie up to "
             f"{info['gap']:.3g} above its optimum. Raise neighbors (there are {problem.size} candidates) or alpha."
         )
     else:
@@ -143,7 +145,8 @@ def objective_rt(
     """Return the value of problem RT at any plan on the neighbourhoods of `problem` (see the head of this file).
 
     Args:
-        problem: queries and neighbourhoods; candidates beyond the K of a query count with zero mass.
+        problem: queries and neighbourhoods; candidates beyond the K of a query count with zero mass. For "kde" with a
+            shortlist of fewer than N candidates, Z is taken at its lower bound; the optimum does not depend on it.
         mass_MxK: gamma >= 0, row i sums to the weight of query i.
         alpha, scale, regularizer: as in `tsds`.
 
@@ -162,9 +165,9 @@ def objective_rt(
         reference = rows.weights[:, None] / problem.size
         diversity = 0.5 * float(np.abs(mass - reference).sum() + reference.sum() * (problem.size - k))
     else:
-        density, total, count = _reference(rows, regularizer, problem)
+        density, total, _ = _reference(rows, regularizer, problem)
         deviations = np.abs(density * mass / rows.weights[:, None] - 1 / total)
-        diversity = float(max(deviations.max(), 1 / total if count > k else 0.0))
+        diversity = float(max(deviations.max(), 1 / total if problem.size > k else 0.0))
     return alpha / scale * transport + (1 - alpha) * diversity
 
 
@@ -206,16 +209,18 @@ def _active_rows(problem: Problem) -> _Rows:
     )
 
 
-def _reference(rows: _Rows, regularizer: Regularizer, problem: Problem) -> tuple[np.ndarray, float, int]:
-    """The densities [a, K], Z = sum_j 1/rho_j, and the number of candidates that Z sums over."""
+def _reference(rows: _Rows, regularizer: Regularizer, problem: Problem) -> tuple[np.ndarray, float, bool]:
+    """The densities [a, K], Z = sum_j 1/rho_j, and whether Z is known; if not, it is a lower bound."""
+    n = problem.size
     if regularizer == "uniform":
-        return np.ones_like(rows.density), float(problem.size), problem.size
+        return np.ones_like(rows.density), float(n), True
     density_U = np.asarray(problem.density_U, dtype=np.float64)
-    return rows.density, float(np.sum(1 / density_U)), len(density_U)
+    beyond = n - len(density_U)
+    return rows.density, float(np.sum(1 / density_U)) + beyond / n, beyond == 0
 
 
 def _solve_box(rows: _Rows, tau: float, regularizer: Regularizer, problem: Problem) -> _Optimum:
-    density, total, _ = _reference(rows, regularizer, problem)
+    density, total, known = _reference(rows, regularizer, problem)
     every = np.arange(len(rows.weights))
     levels = np.cumsum(1 / density, axis=1)  # W_i(k)
     steps = np.diff(rows.costs, axis=1, append=rows.next_cost[:, None])
@@ -232,13 +237,14 @@ def _solve_box(rows: _Rows, tau: float, regularizer: Regularizer, problem: Probl
         return np.diff(np.minimum(levels, s), axis=1, prepend=0.0) / s
 
     in_reach = float(levels[:, -1].min())  # beyond it some query would need a (K+1)-th neighbour
-    limit = min(in_reach, total / 2)
+    limit = min(in_reach, total / 2) if known else in_reach
     reached = f(limit)
-    if reached >= tau:
-        s = _smallest_level(levels, filled, f, tau, limit)
-        return _Optimum(shares(s), s, 0.0)
-    if limit < total / 2:
-        return _Optimum(shares(limit), limit, (tau - reached) * (1 / limit - 1 / total))
+    if reached >= tau or limit == in_reach:
+        s = _smallest_level(levels, filled, f, tau, limit) if reached >= tau else limit
+        # 1/s could fall by less than 1/s, at the slope tau - reached; and if Z is as small as it may be, the candidates
+        # without mass deviate by 1/Z and not by 1/s - 1/Z or less.
+        shortfall = max(tau - reached, 0.0) / s + tau * max(2 / total - 1 / s, 0.0)
+        return _Optimum(shares(s), s, shortfall)
 
     middle = rows.costs[every, np.minimum(filled(limit), rows.costs.shape[1] - 1)]
     spread = np.sum(np.abs(rows.costs - middle[:, None]) / density, axis=1)

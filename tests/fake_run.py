@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ def fake_examples(size: int, *, seed: int = 0, prefix: str = "pool") -> Examples
     groups = tuple(GROUPS[number] for number in rng.integers(len(GROUPS), size=size))
     things = ("the harbour", "an old bridge", "her second letter", "the committee", "a narrow road", "the orchestra")
     inputs = tuple(
-        f"{things[rng.integers(6)].capitalize()} have been {rng.integers(1000)} time seen near {things[rng.integers(6)]}"
-        for _ in range(size)
+        f"{things[first].capitalize()} have been {times} time seen near {things[second]}"
+        for first, second, times in rng.integers((6, 6, 1000), size=(size, 3))
     )
     targets = tuple(text.replace("have been", "has been").replace("time", "times") + "." for text in inputs)
     return Examples(
@@ -208,7 +209,7 @@ def _manifest(folder: Path, stage: str, seconds: float) -> None:
         folder / "manifest.json",
         {
             "stage": stage,
-            "fingerprint": f"{abs(hash(stage)) % 16**12:012x}" * 5,
+            "fingerprint": hashlib.sha256(stage.encode()).hexdigest(),
             "settings": {},
             "upstream": {},
             "seed": 0,

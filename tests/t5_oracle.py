@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 SHAPES = {
-    # Odd sizes on purpose: heads * d_kv is not d_model, the vocabulary is odd, the stacks differ in depth.
-    "t5": {"feed_forward_proj": "relu", "num_layers": 2, "num_decoder_layers": 3},
+    # Odd sizes on purpose: heads * d_kv is not d_model, the vocabulary is odd, the stacks differ in depth (transformers'
+    # own cache fails when the decoder is the deeper one).
+    "t5": {"feed_forward_proj": "relu", "num_layers": 2, "num_decoder_layers": 2},
     "flan": {"feed_forward_proj": "gated-gelu", "num_layers": 3, "num_decoder_layers": 2, "tie_word_embeddings": False},
 }
 
@@ -19,16 +20,8 @@ def torch_t5(kind: str, *, seed: int = 0):
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=97,
-        d_model=36,
-        d_kv=8,
-        d_ff=44,
-        num_heads=5,
-        dropout_rate=0.1,
-        decoder_start_token_id=0,
-        **SHAPES[kind],
-    )
+    sizes = {"vocab_size": 97, "d_model": 36, "d_kv": 8, "d_ff": 44, "num_heads": 5}
+    config = T5Config(**sizes, **SHAPES[kind], **{"decoder_start_token_id": 0})
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -38,9 +31,11 @@ def torch_t5(kind: str, *, seed: int = 0):
                 weight.uniform_(0.5, 1.5)
         if kind == "flan":  # T5Config of transformers 5 ties whatever it is told; a second matrix unties
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) / 2)
-        else:
-            model.decoder.final_layer_norm.weight.mul_(3.0)
-        model.lm_head.weight[config.eos_token_id] *= 2.5
+            model.lm_head.weight[config.eos_token_id] *= 2.5
+        else:  # small embeddings, or a tied model repeats its last token for ever
+            model.shared.weight.mul_(0.1)
+            model.shared.weight[config.eos_token_id] *= 3.5
+            model.decoder.final_layer_norm.weight.mul_(20.0)
     return model
 
 

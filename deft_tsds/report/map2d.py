@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -88,6 +89,8 @@ def plane(embeddings_nxD: np.ndarray, *, key: jax.Array) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     size, dimension = embeddings_nxD.shape
+    if not np.ptp(embeddings_nxD, axis=0).any():  # one point, or all points in one place: no direction is principal
+        return np.zeros((size, 2), dtype=np.float32)
     seed = int(np.random.default_rng(np.asarray(jax.random.key_data(key))).integers(2**31))
     components = min(_COMPONENTS, dimension, size)
     reduced = PCA(components, random_state=seed).fit_transform(embeddings_nxD)
@@ -97,7 +100,10 @@ def plane(embeddings_nxD: np.ndarray, *, key: jax.Array) -> np.ndarray:
         return start
     # scikit-learn's own PCA start divides by a standard deviation that is 0 when all points are equal.
     start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
-    tsne = TSNE(perplexity=min(_PERPLEXITY, (size - 1) / 3), init=start, random_state=seed, max_iter=_ITERATIONS)
+    # scikit-learn's stubs know `init` as a name only; an array [n, 2] is documented.
+    tsne = TSNE(
+        perplexity=min(_PERPLEXITY, (size - 1) / 3), init=cast(Any, start), random_state=seed, max_iter=_ITERATIONS
+    )
     # Its threads meet at a barrier in every iteration: on a busy machine two of them take longer than one.
     with threadpool_limits(1, user_api="openmp"):
         return tsne.fit_transform(reduced).astype(np.float32)
