@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` runs the main job, `make test` the tests. Both set up `.venv` themselves.
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 export TOKENIZERS_PARALLELISM = true
@@ -29,11 +30,11 @@ clean:
 
 # torch, which the tests compare with, comes first and pinned: a bare `torch` may bring gigabytes of CUDA.
 .venv/ready-test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ .venv/ready
 
 .venv/ready-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/ready .venv/ready-test

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 SHAPES = {
-    # Odd sizes on purpose: heads * d_kv is not d_model, the vocabulary is odd, the stacks differ in depth (transformers'
-    # own cache fails when the decoder is the deeper one).
+    # Odd sizes on purpose: heads * d_kv is not d_model, the vocabulary is odd, the stacks differ in depth. (The decoder
+    # is never the deeper one: there transformers' own cache fails.)
     "t5": {"feed_forward_proj": "relu", "num_layers": 2, "num_decoder_layers": 2},
     "flan": {"feed_forward_proj": "gated-gelu", "num_layers": 3, "num_decoder_layers": 2, "tie_word_embeddings": False},
 }
@@ -21,7 +21,7 @@ def torch_t5(kind: str, *, seed: int = 0):
 
     torch.manual_seed(seed)
     sizes = {"vocab_size": 97, "d_model": 36, "d_kv": 8, "d_ff": 44, "num_heads": 5}
-    config = T5Config(**sizes, **SHAPES[kind], **{"decoder_start_token_id": 0})
+    config = T5Config.from_dict({**sizes, **SHAPES[kind], "decoder_start_token_id": 0})
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

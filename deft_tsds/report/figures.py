@@ -1,6 +1,7 @@
 """The figures as plain Plotly JSON, and the interval plot as numbers for the template's SVG.
 
 Plotly reads a pseudo-HTML in every text and `%{...}` in every template, so all text goes through `plotly_text`.
+It knows the escapes of `&`, `<` and `>` only, and shows any other one as it stands; quotes are harmless to it.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ def plotly_text(text: str, limit: int = 60) -> str:
     """Make text from the data safe to hand to Plotly: one line, cut, escaped, without direction controls."""
     line = " ".join(text.translate(_BIDI_CONTROLS).split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
-    return html.escape(line).replace("%{", "% {")
+    return html.escape(line, quote=False).replace("%{", "% {")
 
 
 def hover_text(text: str, limit: int) -> str:
     """As `plotly_text`, wrapped into lines."""
     line = " ".join(text.translate(_BIDI_CONTROLS).split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
-    return "<br>".join(html.escape(part).replace("%{", "% {") for part in textwrap.wrap(line, _HOVER_WIDTH))
+    return "<br>".join(
+        html.escape(part, quote=False).replace("%{", "% {") for part in textwrap.wrap(line, _HOVER_WIDTH)
+    )
 
 
 def loss_figure(arms: Sequence[ArmView]) -> dict[str, Any] | None:
