@@ -12,7 +12,7 @@ from deft_tsds.pipeline import Pipeline
 from deft_tsds.runs import console, read_json
 
 
-def main(work: Callable[[Pipeline], None]) -> None:
+def main(work: Callable[[Pipeline], object]) -> None:
     """Run `work` on the pipeline of `script.py CONFIG [--field value ...]`; a wrong input ends in one clear line."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage: {sys.argv[0]} CONFIG.py [--workdir RUN] [--field value ...]   (CONFIG.py --help lists them)")

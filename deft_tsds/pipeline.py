@@ -25,7 +25,7 @@ from deft_tsds.report import write_report
 from deft_tsds.runs import Run, Stage, atomic_write, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
 from deft_tsds.t5.generate import generate_texts
-from deft_tsds.t5.load import load_pretrained, load_tokenizer, save_pretrained, train_tokenizer
+from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -282,27 +282,28 @@ class Pipeline:
         upstream = [self.data] if arm == COPY else [self.data, self.finetune(arm, replicate)]
 
         def work(folder: Path) -> None:
-            model = tokenizer = None
+            def answers(test: Examples) -> list[str]:
+                if arm == COPY:
+                    return list(test.inputs)
+                return generate_texts(
+                    model,
+                    tokenizer,
+                    test.prompts,
+                    max_input_tokens=self.experiment.train.max_input_tokens,
+                    max_new_tokens=section.max_new_tokens,
+                    batch_size=section.batch_size,
+                    num_beams=section.beams,
+                )
+
             if arm != COPY:
-                trained = upstream[1].folder / "model"
-                model, tokenizer = load_pretrained(str(trained)), load_tokenizer(str(trained))
+                model, tokenizer = build.pretrained(
+                    str(upstream[1].folder / "model"), dtype=self.experiment.train.dtype
+                )
             for name in self.data.results["tests"]:
                 test = self._examples(f"tests/{name}")
                 path = folder / f"predictions_{name}.jsonl"
-                if path.exists():  # a killed attempt at the same request got so far
-                    predictions = [row["prediction"] for row in read_jsonl(path)]
-                elif model is None:
-                    predictions = list(test.inputs)
-                else:
-                    predictions = generate_texts(
-                        model,
-                        tokenizer,
-                        test.prompts,
-                        max_input_tokens=self.experiment.train.max_input_tokens,
-                        max_new_tokens=section.max_new_tokens,
-                        batch_size=section.batch_size,
-                        num_beams=section.beams,
-                    )
+                # A killed attempt at the same request may have got so far.
+                predictions = [row["prediction"] for row in read_jsonl(path)] if path.exists() else answers(test)
                 statistics = statistics_of(predictions, test, section.metrics)
                 for metric, array_NxS in statistics.items():
                     path_of_metric = folder / f"statistics_{name}.{metric}.npy"

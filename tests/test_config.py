@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deft_tsds.config import Experiment, load
+from deft_tsds.selectors import DEFT
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -30,7 +31,7 @@ def test_overrides_reach_nested_fields():
     ]
     experiment, _ = load(CONFIGS[0].with_name("demo.py"), arguments)
     assert experiment.train.steps == 7
-    assert experiment.arms["deft"].selector.clusters == 9
+    assert experiment.arms["deft"].selector == DEFT(clusters=9)
     assert experiment.workdir == Path("elsewhere")
     assert experiment.model == "folder"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ import pytest
 from flax import nnx
 
 from deft_tsds.finetune import (
+    ExampleOrder,
     Pairs,
-    example_order,
     finetune,
     learning_rates,
     make_optimizer,
@@ -77,7 +78,9 @@ def test_optimizer_equals_optax(name):
     ours = make_optimizer(name, weight_decay=0.1 if name == "adamw" else 0.0, clip=1e9)
     mask = {"w": True, "scale": False}
     theirs = optax.adamw(rate, weight_decay=0.1, mask=mask) if name == "adamw" else optax.adafactor(rate)
-    a, b, state_a, state_b = params, params, ours.init(params), theirs.init(params)
+    a: Any = params
+    b: Any = params
+    state_a, state_b = ours.init(params), theirs.init(params)
     for number in range(1, 4):
         grads = jax.tree.map(lambda x, n=number: jnp.sin(x * n) + 0.1, params)
         updates, state_a = ours.update(grads, state_a, a)
@@ -85,7 +88,7 @@ def test_optimizer_equals_optax(name):
         updates, state_b = theirs.update(grads, state_b, b)
         b = optax.apply_updates(b, updates)
     for key in params:
-        np.testing.assert_allclose(a[key], b[key], rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(a[key]), np.asarray(b[key]), rtol=1e-6)
 
 
 def test_accumulated_gradient_equals_the_whole_batch():
@@ -120,11 +123,39 @@ def test_learning_rates():
 
 
 def test_each_epoch_sees_each_example_once():
-    order = example_order(12, 4, key=jax.random.key(0))
-    epochs = [np.concatenate([order[step] for step in range(first, first + 3)]) for first in (0, 3)]
+    lengths = np.arange(64) % 7
+    order = ExampleOrder(lengths, 4, key=jax.random.key(0))
+    epochs = [np.concatenate([order[step] for step in range(first, first + 16)]) for first in (0, 16)]
     for epoch in epochs:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(64))
     assert (epochs[0] != epochs[1]).any()
+
+
+def test_batches_hold_examples_of_like_length_in_random_order():
+    lengths = np.random.default_rng(0).permutation(800)
+    order = ExampleOrder(lengths, 10, key=jax.random.key(0))
+    spread = [np.ptp(lengths[order[step]]) for step in range(80)]
+    assert np.mean(spread) < 800 / 8 * 1.2  # an unsorted batch of ten spreads over 9/11 of the whole range
+    means = np.array([lengths[order[step]].mean() for step in range(80)])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
+
+
+def test_the_order_can_be_entered_anywhere():
+    lengths = np.arange(30)
+    first, second = (ExampleOrder(lengths, 4, key=jax.random.key(3)) for _ in range(2))
+    expected = [first[step] for step in range(40)]
+    for step in (39, 3, 17, 16):
+        np.testing.assert_array_equal(second[step], expected[step])
+
+
+def test_batches_are_cut_to_few_widths_and_lose_no_token():
+    inputs = np.zeros((3, 80), np.int32)
+    for row, length in enumerate((5, 40, 80)):
+        inputs[row, :length] = 7
+    pairs = Pairs(inputs, inputs[:, :50], np.ones(3, np.float32), cut=0)
+    shapes = [pairs.batch(np.array(rows))["inputs"].shape[1] for rows in ([0], [0, 1], [2, 0])]
+    assert shapes == [32, 64, 80]
+    assert pairs.batch(np.array([1]))["labels"].shape[1] == 50
 
 
 def run(folder, *, steps=20, pairs=None, model=None, stop_at=None, **options):
@@ -190,10 +221,11 @@ def test_it_learns_to_copy(tmp_path):
 
 
 def test_arms_of_other_lengths_share_one_program(tmp_path):
-    train_step.clear_cache()
+    compiled: Any = train_step
+    compiled.clear_cache()
     for number, steps in enumerate((8, 12)):
         run(tmp_path / str(number), steps=steps, pairs=make_pairs(16 + number))
-    assert train_step._cache_size() == 1
+    assert compiled._cache_size() == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
