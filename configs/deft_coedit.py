@@ -15,9 +15,14 @@ from deft_tsds.selectors import DEFT, Full, Random
 
 
 def coedit(split: str) -> Source:
-    # CoEDIT's `src` holds the instruction already.
     return Source(
-        "grammarly/coedit", split=split, id_field="_id", input_field="src", target_field="tgt", group_field="task"
+        "grammarly/coedit",
+        split=split,
+        id_field="_id",
+        input_field="src",
+        instruction_separator=": ",
+        target_field="tgt",
+        group_field="task",
     )
 
 

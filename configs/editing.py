@@ -39,7 +39,7 @@ config = Experiment(
         "tsds": Arm(TSDS(), share=0.1),
     },
     model=str(SHARED / "models/t5-nano"),
-    train=Train(steps=860, batch_size=32, learning_rate=1e-3, max_input_tokens=96, max_target_tokens=96),
+    train=Train(steps=500, batch_size=32, learning_rate=1e-3, max_input_tokens=96, max_target_tokens=96),
     evaluate=Evaluate(max_new_tokens=96),
     workdir=Path("runs/editing"),
 )

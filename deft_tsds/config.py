@@ -29,8 +29,8 @@ class Source:
     """Split of a `datasets` folder or hub data set."""
     id_field: str | None = "id"
     """Field of the stable id; None makes ids from the content."""
-    input_field: str = "input"
-    """Field of the text to edit or answer."""
+    input_field: str | tuple[str, ...] = "input"
+    """Field of the text to edit or answer; several are joined, blank ones left out."""
     target_field: str | None = "target"
     """Field of the wanted output; None where there are only references."""
     references_field: str | None = None
@@ -39,6 +39,8 @@ class Source:
     """Field of the task or group."""
     instruction_field: str | None = None
     """Field put before the input as `instruction: input`."""
+    instruction_separator: str | None = None
+    """Where the input field holds `instruction: input` already, as CoEDIT's does: what stands between them (": ")."""
     flag_fields: tuple[str, ...] = ()
     """Boolean fields that mark known defects; reported, never shown to a selector."""
     where: dict[str, str] = field(default_factory=dict)

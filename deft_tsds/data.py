@@ -1,35 +1,21 @@
-"""Files and hub data sets to `Examples`: text pairs with stable ids, checked row by row before anything long begins.
-
-jsonl, json and csv are parsed by the standard library, exactly as they were written and with line numbers for the
-errors: the Arrow readers guess types, and turn the text "2020-01-01" into a date, the id "007" into 7, and "NA" into
-nothing. Parquet files, saved folders and hub names, which carry their types, go through Hugging Face `datasets`.
-"""
+"""Text pairs with stable ids, checked row by row before anything long begins."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import hashlib
 import json
-import sys
-import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import jax
 import numpy as np
 
 from deft_tsds.runs import read_jsonl, track, write_jsonl
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
-"""The files that `read_examples` reads."""
-
-Row = tuple[str, dict[str, Any]]  # where it stands ("line 3"), what it holds
+from deft_tsds.sources import listed, read_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +134,7 @@ def read_examples(
     references_field: str | None = None,
     group_field: str | None = None,
     instruction_field: str | None = None,
+    instruction_separator: str | None = None,
     flag_fields: Sequence[str] = (),
     where: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -169,7 +156,9 @@ def read_examples(
         references_field: field of the references, a text or a list of texts; the first one is the target.
         group_field: field of the task or domain, text or whole number.
         instruction_field: field of the instruction. The prompt is `instruction + ": " + input` where it is not blank,
-            and the input alone elsewhere. None where the input holds the instruction, as in the hub's grammarly/coedit.
+            and the input alone elsewhere.
+        instruction_separator: where the input field holds `instruction + separator + input`, as `src` of the hub's
+            grammarly/coedit does with ": ": the prompt is the whole, and the input what follows the first separator.
         flag_fields: fields of true or false (also "true", "false", "1", "0").
         where: keep only rows whose fields have these values, compared as text. Rows left out are not checked.
         limit: keep at most so many rows, the first ones.
@@ -195,7 +184,7 @@ def read_examples(
     columns: list[tuple[str, str, str, str, tuple[str, ...], str]] = []
     flags: dict[str, list[bool]] = {flag: [] for flag in flag_fields}
 
-    for position, values in track(_rows(source, split, name), f"Reading {name}"):
+    for position, values in track(read_rows(source, split, name), f"Reading {name}"):
         row = _Row(values, f"{name}: {source}, {position}")
         found = {key: _as_text(row.value(key, "where")) for key in wanted}
         if found != wanted:
@@ -204,11 +193,12 @@ def read_examples(
             continue
         text = "\n".join(part for part in (row.text(key, "input_field") for key in input_fields) if part.strip())
         if not text:
-            raise row.error(
-                f"the input ({_listed(input_fields)}) is blank", "Drop the row, or name another input_field"
-            )
+            raise row.error(f"the input ({listed(input_fields)}) is blank", "Drop the row, or name another input_field")
         instruction = "" if instruction_field is None else row.text(instruction_field, "instruction_field")
         prompt = f"{instruction}: {text}" if instruction.strip() else text
+        if instruction_separator is not None:
+            _, separator, rest = text.partition(instruction_separator)
+            text = rest if separator and rest.strip() else text
         if references_field is not None:
             references = row.texts(references_field, "references_field")
         elif target_field is not None:
@@ -237,7 +227,7 @@ def read_examples(
             break
 
     if not columns and any(others.values()):
-        there = "; ".join(f"{key} is {_listed([v for v, _ in seen.most_common(10)])}" for key, seen in others.items())
+        there = "; ".join(f"{key} is {listed([v for v, _ in seen.most_common(10)])}" for key, seen in others.items())
         raise ValueError(f"{name}: {source}: no row satisfies where={wanted}. In the source, {there}.")
     if not columns:
         raise ValueError(f"{name}: {source} holds no rows: give a source with at least one example.")
@@ -303,7 +293,7 @@ class _Row:
             hint = f"Did you mean {near[0]!r}?" if near else f"Set {argument} to one of them."
             none = " Or set it to None." if argument in ("id_field", "target_field") else ""
             raise ValueError(
-                f"{self.position}: there is no field {key!r} ({argument}), only {_listed(self.values)}. {hint}{none}"
+                f"{self.position}: there is no field {key!r} ({argument}), only {listed(self.values)}. {hint}{none}"
             )
         return self.values[key]
 
@@ -355,188 +345,5 @@ class _Row:
         return value
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
 def _as_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
-def _rows(source: str | Path, split: str, name: str) -> Iterator[Row]:
-    """Yield each row of any source with its position; every failure to read is a ValueError that names the source."""
-    path = Path(source).expanduser()
-    kind = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-    if path.is_dir():
-        return _folder_rows(path, None, split, name)
-    if path.is_file():
-        if kind is None:
-            raise ValueError(
-                f"{name}: {source} is of no kind that is read here. Give one of {', '.join(SUFFIXES)}, a folder, or a "
-                "hub name."
-            )
-        if kind == ".parquet":
-            return _parquet_rows(path, name)
-        return _text_file_rows(path, kind.removesuffix(".gz"), name)
-    folder, _, config = str(path).rpartition(":")
-    if folder and Path(folder).is_dir():
-        return _folder_rows(Path(folder), config, split, name)
-    if kind is not None or isinstance(source, Path) or str(source).startswith(("/", ".", "~")):
-        raise ValueError(f"{name}: {source} is missing. {_near_files(path)}")
-    dataset, _, config = str(source).partition(":")
-    return _hub_rows(dataset, config or None, split, name)
-
-
-def _near_files(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"There is no folder {path.parent} either: check the path."
-    there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    near = difflib.get_close_matches(path.name, there, n=3)
-    if near:
-        return f"In that folder, the nearest names are {_listed(near)}."
-    return f"In that folder there are {_listed(there[:10])}." if there else "That folder is empty."
-
-
-def _text_file_rows(path: Path, kind: str, name: str) -> Iterator[Row]:
-    compressed = path.name.lower().endswith(".gz")
-    with gzip.open(path, "rb") if compressed else path.open("rb") as file:
-        lines = _decoded_lines(cast(BinaryIO, file), f"{name}: {path}")
-        if kind == ".csv":
-            yield from _csv_rows(lines, f"{name}: {path}")
-        elif kind == ".json":
-            yield from _json_rows(lines, f"{name}: {path}")
-        else:
-            yield from _jsonl_rows(enumerate(lines, start=1), f"{name}: {path}")
-
-
-def _decoded_lines(file: BinaryIO, source: str) -> Iterator[str]:
-    # Splitting bytes at "\n" only: str.splitlines would also split at U+2028, which JSON texts may hold.
-    number = 0
-    try:
-        for number, line in enumerate(file, start=1):
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}, line {number}: not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
-    except EOFError as error:
-        raise ValueError(
-            f"{source}: the gzip file breaks off after line {number}. Copy or download it again."
-        ) from error
-    except (OSError, zlib.error) as error:
-        raise ValueError(
-            f"{source}: cannot be read after line {number} ({error}). Copy or download it again."
-        ) from error
-
-
-def _jsonl_rows(numbered_lines: Iterable[tuple[int, str]], source: str) -> Iterator[Row]:
-    for number, line in numbered_lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(
-                f"{source}, line {number}: not valid JSON ({error}). Each line must be one whole JSON object."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}, line {number}: a {type(row).__name__}, not a JSON object with named fields.")
-        yield f"line {number}", row
-
-
-def _json_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
-    """One array of objects; or, as other readers allow under this suffix, one object a line."""
-    text = list(lines)
-    if not "".join(text[:1]).lstrip().startswith("["):
-        yield from _jsonl_rows(enumerate(text, start=1), source)
-        return
-    try:
-        rows = json.loads("".join(text))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source}: not valid JSON ({error}). Give an array of objects.") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{source}, row {number}: a {type(row).__name__}, not a JSON object with named fields.")
-        yield f"row {number}", row
-
-
-def _csv_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # a long text is no error; the module's own limit is 131,072 characters
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, [])
-        repeated = [field for field, count in Counter(header).items() if count > 1]
-        if repeated:
-            raise ValueError(f"{source}, line 1: the field {repeated[0]!r} comes twice. Rename one of them.")
-        for number, values in enumerate(filter(None, reader), start=1):
-            if len(values) != len(header):
-                raise ValueError(
-                    f"{source}, row {number} (line {reader.line_num}): {len(values)} values for {len(header)} fields. "
-                    'Put texts that hold a comma, a quote or a newline in double quotes, with "" for a quote.'
-                )
-            yield f"row {number} (line {reader.line_num})", dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{source}, line {reader.line_num}: not valid CSV ({error}).") from error
-
-
-def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    import datasets
-
-    with tempfile.TemporaryDirectory() as cache:  # streaming reads the file itself; the cache gets only lock files
-        yield from _dataset_rows(
-            lambda: datasets.load_dataset(
-                "parquet", data_files={"train": [str(path)]}, split="train", streaming=True, cache_dir=cache
-            ),
-            f"{name}: {path}",
-            "Check that it is a whole parquet file",
-        )
-
-
-def _folder_rows(path: Path, config: str | None, split: str, name: str) -> Iterator[Row]:
-    import datasets
-
-    source = f"{name}: {path}"
-    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        way_out = "Save the folder again with datasets' save_to_disk"
-        yield from _dataset_rows(lambda: _saved_split(path, split, source), source, way_out)
-        return
-    with tempfile.TemporaryDirectory() as cache:
-        yield from _dataset_rows(
-            lambda: datasets.load_dataset(
-                str(path.resolve()), name=config, split=split, streaming=True, cache_dir=cache
-            ),
-            source,
-            "Give a folder saved by datasets' save_to_disk, or one laid out like a hub data set, and one of its splits",
-        )
-
-
-def _saved_split(path: Path, split: str, source: str) -> Any:
-    import datasets
-
-    saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise ValueError(f"there is no split {split!r}, only {_listed(map(str, saved))}")
-    return saved[split]
-
-
-def _hub_rows(dataset: str, config: str | None, split: str, name: str) -> Iterator[Row]:
-    import datasets
-
-    return _dataset_rows(
-        lambda: datasets.load_dataset(dataset, config, split=split),
-        f"{name}: {dataset}" + (f":{config}" if config else ""),
-        "It is no local file or folder, so it was taken for a hub name: check the name, the config, the split and the "
-        "network; a data set that was read once can be read again offline",
-    )
-
-
-def _dataset_rows(load: Callable[[], Any], source: str, way_out: str) -> Iterator[Row]:
-    from datasets.exceptions import DatasetsError
-
-    number = 0
-    try:
-        for number, row in enumerate(load(), start=1):
-            yield f"row {number}", row
-    except (OSError, ValueError, DatasetsError) as error:
-        after = f" after row {number}" if number else ""
-        raise ValueError(f"{source}: cannot be read{after} ({error}). {way_out}.") from error

@@ -184,38 +184,13 @@ def test_a_missing_package_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         SentenceTransformers("any")
 
 
-@pytest.fixture(scope="module")
-def library() -> Any:
-    return pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed: extra encoders")
+def test_it_gives_what_the_library_gives(tiny_sentence_transformer: Path) -> None:
+    from sentence_transformers import SentenceTransformer
 
-
-@pytest.fixture(scope="module")
-def tiny_model(library: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer BERT with mean pooling, made offline and saved as a sentence-transformers folder."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    transformers.BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-    transformer = modules.Transformer(str(folder / "bert"))
-    pooling = modules.Pooling(16)
-    library.SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder / "model"))
-    return folder / "model"
-
-
-def test_it_gives_what_the_library_gives(library: Any, tiny_model: Path) -> None:
     texts = sentences(20)
-    expected = library.SentenceTransformer(str(tiny_model), device="cpu").encode(texts)
-    raw = SentenceTransformers(str(tiny_model), normalize=False, device="cpu")
-    unit = SentenceTransformers(str(tiny_model), normalize=True, device="cpu", batch_size=3)
+    expected = SentenceTransformer(str(tiny_sentence_transformer), device="cpu").encode(texts)
+    raw = SentenceTransformers(str(tiny_sentence_transformer), normalize=False, device="cpu")
+    unit = SentenceTransformers(str(tiny_sentence_transformer), normalize=True, device="cpu", batch_size=3)
     assert isinstance(raw, Encoder)
     np.testing.assert_allclose(raw.encode(texts), expected, atol=1e-6)
     np.testing.assert_allclose(
@@ -223,18 +198,18 @@ def test_it_gives_what_the_library_gives(library: Any, tiny_model: Path) -> None
     )
 
 
-def test_its_settings_follow_weights_not_paths(library: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_its_settings_follow_weights_not_paths(tiny_sentence_transformer: Path, tmp_path: Path) -> None:
     moved = tmp_path / "model"
-    shutil.copytree(tiny_model, moved)
-    here = SentenceTransformers(str(tiny_model), device="cpu").settings()
+    shutil.copytree(tiny_sentence_transformer, moved)
+    here = SentenceTransformers(str(tiny_sentence_transformer), device="cpu").settings()
     assert SentenceTransformers(str(moved), device="cpu", batch_size=2).settings() == here
     assert SentenceTransformers(str(moved), device="cpu", normalize=False).settings() != here
-    model = library.SentenceTransformer(str(moved), device="cpu")
+    model = SentenceTransformer(str(moved), device="cpu")
     model[1] = type(model[1])(16, "cls")
     model.save(str(moved))
     assert SentenceTransformers(str(moved), device="cpu").settings() != here
 
 
-def test_a_missing_model_is_named(library: Any, tmp_path: Path) -> None:
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded"):
         SentenceTransformers(str(tmp_path / "none")).settings()

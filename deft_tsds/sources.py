@@ -1,0 +1,209 @@
+"""Rows of any source, one after another, each with the place where it stands.
+
+jsonl, json and csv are parsed by the standard library, exactly as they were written and with line numbers for the
+errors: the Arrow readers guess types, and turn the text "2020-01-01" into a date, the id "007" into 7, and "NA" into
+nothing. Parquet files, saved folders and hub names, which carry their types, go through Hugging Face `datasets`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+"""The files that `read_rows` reads."""
+
+Row = tuple[str, dict[str, Any]]  # where it stands ("line 3"), what it holds
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: 'a', 'b'."""
+    return ", ".join(repr(name) for name in names)
+
+
+def read_rows(source: str | Path, split: str, name: str) -> Iterator[Row]:
+    """Yield each row of any source with its position; every failure to read is a ValueError that names the source."""
+    path = Path(source).expanduser()
+    kind = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if path.is_dir():
+        return _folder_rows(path, None, split, name)
+    if path.is_file():
+        if kind is None:
+            raise ValueError(
+                f"{name}: {source} is of no kind that is read here. Give one of {', '.join(SUFFIXES)}, a folder, or a "
+                "hub name."
+            )
+        if kind == ".parquet":
+            return _parquet_rows(path, name)
+        return _text_file_rows(path, kind.removesuffix(".gz"), name)
+    folder, _, config = str(path).rpartition(":")
+    if folder and Path(folder).is_dir():
+        return _folder_rows(Path(folder), config, split, name)
+    if kind is not None or isinstance(source, Path) or str(source).startswith(("/", ".", "~")):
+        raise ValueError(f"{name}: {source} is missing. {_near_files(path)}")
+    dataset, _, config = str(source).partition(":")
+    return _hub_rows(dataset, config or None, split, name)
+
+
+def _near_files(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent} either: check the path."
+    there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    near = difflib.get_close_matches(path.name, there, n=3)
+    if near:
+        return f"In that folder, the nearest names are {listed(near)}."
+    return f"In that folder there are {listed(there[:10])}." if there else "That folder is empty."
+
+
+def _text_file_rows(path: Path, kind: str, name: str) -> Iterator[Row]:
+    compressed = path.name.lower().endswith(".gz")
+    with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+        lines = _decoded_lines(cast(BinaryIO, file), f"{name}: {path}")
+        if kind == ".csv":
+            yield from _csv_rows(lines, f"{name}: {path}")
+        elif kind == ".json":
+            yield from _json_rows(lines, f"{name}: {path}")
+        else:
+            yield from _jsonl_rows(enumerate(lines, start=1), f"{name}: {path}")
+
+
+def _decoded_lines(file: BinaryIO, source: str) -> Iterator[str]:
+    # Splitting bytes at "\n" only: str.splitlines would also split at U+2028, which JSON texts may hold.
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}, line {number}: not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
+    except EOFError as error:
+        raise ValueError(
+            f"{source}: the gzip file breaks off after line {number}. Copy or download it again."
+        ) from error
+    except (OSError, zlib.error) as error:
+        raise ValueError(
+            f"{source}: cannot be read after line {number} ({error}). Copy or download it again."
+        ) from error
+
+
+def _jsonl_rows(numbered_lines: Iterable[tuple[int, str]], source: str) -> Iterator[Row]:
+    for number, line in numbered_lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(
+                f"{source}, line {number}: not valid JSON ({error}). Each line must be one whole JSON object."
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}, line {number}: a {type(row).__name__}, not a JSON object with named fields.")
+        yield f"line {number}", row
+
+
+def _json_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
+    """One array of objects; or, as other readers allow under this suffix, one object a line."""
+    text = list(lines)
+    if not "".join(text[:1]).lstrip().startswith("["):
+        yield from _jsonl_rows(enumerate(text, start=1), source)
+        return
+    try:
+        rows = json.loads("".join(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{source}: not valid JSON ({error}). Give an array of objects.") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{source}, row {number}: a {type(row).__name__}, not a JSON object with named fields.")
+        yield f"row {number}", row
+
+
+def _csv_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # a long text is no error; the module's own limit is 131,072 characters
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        repeated = [field for field, count in Counter(header).items() if count > 1]
+        if repeated:
+            raise ValueError(f"{source}, line 1: the field {repeated[0]!r} comes twice. Rename one of them.")
+        for number, values in enumerate(filter(None, reader), start=1):
+            if len(values) != len(header):
+                raise ValueError(
+                    f"{source}, row {number} (line {reader.line_num}): {len(values)} values for {len(header)} fields. "
+                    'Put texts that hold a comma, a quote or a newline in double quotes, with "" for a quote.'
+                )
+            yield f"row {number} (line {reader.line_num})", dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{source}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:  # streaming reads the file itself; the cache gets only lock files
+        yield from _dataset_rows(
+            lambda: datasets.load_dataset(
+                "parquet", data_files={"train": [str(path)]}, split="train", streaming=True, cache_dir=cache
+            ),
+            f"{name}: {path}",
+            "Check that it is a whole parquet file",
+        )
+
+
+def _folder_rows(path: Path, config: str | None, split: str, name: str) -> Iterator[Row]:
+    import datasets
+
+    source = f"{name}: {path}"
+    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        way_out = "Save the folder again with datasets' save_to_disk"
+        yield from _dataset_rows(lambda: _saved_split(path, split, source), source, way_out)
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        yield from _dataset_rows(
+            lambda: datasets.load_dataset(
+                str(path.resolve()), name=config, split=split, streaming=True, cache_dir=cache
+            ),
+            source,
+            "Give a folder saved by datasets' save_to_disk, or one laid out like a hub data set, and one of its splits",
+        )
+
+
+def _saved_split(path: Path, split: str, source: str) -> Any:
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise ValueError(f"there is no split {split!r}, only {listed(map(str, saved))}")
+    return saved[split]
+
+
+def _hub_rows(dataset: str, config: str | None, split: str, name: str) -> Iterator[Row]:
+    import datasets
+
+    return _dataset_rows(
+        lambda: datasets.load_dataset(dataset, config, split=split),
+        f"{name}: {dataset}" + (f":{config}" if config else ""),
+        "It is no local file or folder, so it was taken for a hub name: check the name, the config, the split and the "
+        "network; a data set that was read once can be read again offline",
+    )
+
+
+def _dataset_rows(load: Callable[[], Any], source: str, way_out: str) -> Iterator[Row]:
+    from datasets.exceptions import DatasetsError
+
+    number = 0
+    try:
+        for number, row in enumerate(load(), start=1):
+            yield f"row {number}", row
+    except (OSError, ValueError, DatasetsError) as error:
+        after = f" after row {number}" if number else ""
+        raise ValueError(f"{source}: cannot be read{after} ({error}). {way_out}.") from error
