@@ -2,8 +2,6 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-export JAX_PLATFORMS ?=
-export TOKENIZERS_PARALLELISM = true
 
 .PHONY: demo test check clean
 

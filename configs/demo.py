@@ -18,8 +18,8 @@ config = Experiment(
     },
     model="scratch",
     scratch=Scratch(),
-    train=Train(steps=600, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=40),
-    evaluate=Evaluate(max_new_tokens=40),
+    train=Train(steps=300, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=32),
+    evaluate=Evaluate(max_new_tokens=32),
     replicates=3,
     workdir=Path("runs/demo"),
 )

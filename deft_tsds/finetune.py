@@ -94,7 +94,7 @@ def tokenize_pairs(
         raise ValueError(f"weights has {len(weights)} entries for {len(prompts)} pairs.")
     sides, cut = [], 0
     for texts, limit in ((prompts, max_input_tokens), (targets, max_target_tokens)):
-        rows = tokenizer(list(texts)).input_ids
+        rows = tokenizer(list(texts), verbose=False).input_ids  # too long a text is counted, not warned of
         cut += sum(len(row) > limit for row in rows)
         # The end-of-sequence token stays when a text is cut.
         rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
@@ -248,6 +248,44 @@ class Trained:
     validation_loss: float | None
 
 
+class _Checkpoints:
+    """The latest checkpoint and the best parameters in a folder; Orbax writes to a temporary name and renames."""
+
+    def __init__(self, folder: Path):
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._latest = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
+        self._best = ocp.CheckpointManager((folder / "best").absolute(), options=options)
+
+    def resume(self, params: Any, moments: Any, progress: dict[str, Any]) -> tuple[int, Any, Any, dict[str, Any]]:
+        """Step, parameters, moments and progress of the latest checkpoint; what is given, at step 0, without one."""
+        start = self._latest.latest_step() or 0
+        if start == 0:
+            return 0, params, moments, progress
+        state = ocp.args.StandardRestore({"params": params, "moments": moments})
+        found = self._latest.restore(start, args=ocp.args.Composite(state=state, progress=ocp.args.JsonRestore()))
+        for step in self._best.all_steps():
+            if step > start:  # the steps after `start` are taken again and will keep it again
+                self._best.delete(step)
+        return start, found["state"]["params"], found["state"]["moments"], found["progress"]
+
+    def save(self, step: int, params: Any, moments: Any, progress: dict[str, Any]) -> None:
+        state = ocp.args.StandardSave({"params": params, "moments": moments})
+        self._latest.save(step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress)))
+        self._latest.wait_until_finished()  # the next step gives these buffers away
+
+    def keep_as_best(self, step: int, params: Any) -> None:
+        self._best.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
+        self._best.wait_until_finished()
+
+    def best(self, step: int, params: Any) -> Any:
+        target = ocp.args.Composite(state=ocp.args.StandardRestore({"params": params}))
+        return self._best.restore(step, args=target)["state"]["params"]
+
+    def close(self) -> None:
+        self._latest.close()
+        self._best.close()
+
+
 def finetune(
     model: T5,
     pairs: Pairs,
@@ -298,20 +336,9 @@ def finetune(
     order_key, dropout_key = jax.random.split(key)
     order = ExampleOrder(pairs.lengths_N, batch_size, key=order_key)
 
-    checkpoints = _manager(folder / "checkpoints")
-    best = _manager(folder / "best")
+    checkpoints = _Checkpoints(folder)
     progress = {"loss": math.nan, "validation_loss": None, "best_loss": math.inf, "best_step": 0, "worse": 0}
-    start = checkpoints.latest_step() or 0
-    if start:
-        target = ocp.args.Composite(
-            state=ocp.args.StandardRestore({"params": params, "moments": moments}), progress=ocp.args.JsonRestore()
-        )
-        restored = checkpoints.restore(start, args=target)
-        params, moments = restored["state"]["params"], restored["state"]["moments"]
-        progress = restored["progress"]
-        for step in best.all_steps():
-            if step > start:  # the steps from `start` on are taken again and will save it again
-                best.delete(step)
+    start, params, moments, progress = checkpoints.resume(params, moments, progress)
 
     log = MetricsLog(folder / "metrics.jsonl", keep_until_step=start)
     began, last = time.perf_counter(), len(rates)
@@ -348,30 +375,19 @@ def finetune(
                 if held_out_loss < progress["best_loss"]:
                     progress |= {"best_loss": held_out_loss, "best_step": step, "worse": 0}
                     if patience is not None:
-                        best.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
-                        best.wait_until_finished()  # the next step gives these buffers away
+                        checkpoints.keep_as_best(step, params)
                 else:
                     progress["worse"] += 1
             if row:
                 seconds = time.perf_counter() - began
                 log.write({"step": step, "learning_rate": float(rates[step - 1]), "seconds": seconds, **row})
             if step % save_every == 0 or step == last:
-                state = ocp.args.StandardSave({"params": params, "moments": moments})
-                checkpoints.save(step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress)))
-                checkpoints.wait_until_finished()
+                checkpoints.save(step, params, moments, progress)
     kept, held_out_loss = last, progress["validation_loss"]
     if patience is not None:
         kept, held_out_loss = progress["best_step"], progress["best_loss"]
-        target = ocp.args.Composite(state=ocp.args.StandardRestore({"params": params}))
-        params = best.restore(kept, args=target)["state"]["params"]
+        params = checkpoints.best(kept, params)
     log.close()
     checkpoints.close()
-    best.close()
     nnx.update(model, params)
     return Trained(steps=last, kept_step=kept, loss=progress["loss"], validation_loss=held_out_loss)
-
-
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    """Keep the latest checkpoint in `folder`; Orbax writes to a temporary name and renames."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)

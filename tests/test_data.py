@@ -188,7 +188,7 @@ def test_ids_from_content(tmp_path: Path) -> None:
 def test_the_layout_of_the_hubs_coedit(tmp_path: Path) -> None:
     rows = [{"_id": "1", "task": "gec", "src": "Fix grammar: I likes it.", "tgt": "I like it."}]
     source = write_lines(tmp_path / "a.jsonl", rows)
-    fields = {"id_field": "_id", "input_field": "src", "target_field": "tgt", "group_field": "task"}
+    fields: dict[str, Any] = {"id_field": "_id", "input_field": "src", "target_field": "tgt", "group_field": "task"}
     examples = read_examples(source, instruction_separator=": ", **fields)
     assert examples.prompts == ("Fix grammar: I likes it.",)
     assert examples.inputs == ("I likes it.",)

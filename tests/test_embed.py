@@ -199,12 +199,14 @@ def test_it_gives_what_the_library_gives(tiny_sentence_transformer: Path) -> Non
 
 
 def test_its_settings_follow_weights_not_paths(tiny_sentence_transformer: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
     moved = tmp_path / "model"
     shutil.copytree(tiny_sentence_transformer, moved)
     here = SentenceTransformers(str(tiny_sentence_transformer), device="cpu").settings()
     assert SentenceTransformers(str(moved), device="cpu", batch_size=2).settings() == here
     assert SentenceTransformers(str(moved), device="cpu", normalize=False).settings() != here
-    model = SentenceTransformer(str(moved), device="cpu")
+    model: Any = SentenceTransformer(str(moved), device="cpu")
     model[1] = type(model[1])(16, "cls")
     model.save(str(moved))
     assert SentenceTransformers(str(moved), device="cpu").settings() != here

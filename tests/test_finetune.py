@@ -249,7 +249,7 @@ class _Tokenizer:
 
     pad_token_id = 0
 
-    def __call__(self, texts):
+    def __call__(self, texts, *, verbose):
         return types.SimpleNamespace(input_ids=[[len(word) + 1 for word in text.split()] + [1] for text in texts])
 
 

@@ -5,6 +5,7 @@ Each keeps its selectors, its encoder kind, its fields and its training recipe; 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,14 @@ def flan(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("flan")
     rng = np.random.default_rng(0)
     tokenizer = train_tokenizer([sentence(rng) for _ in range(100)], vocab_size=300)
-    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+    shape: dict[str, Any] = {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+    }
     config = T5Config(len(tokenizer), **shape, activation="gated-gelu", tie_word_embeddings=False)
     save_pretrained(T5(config, rngs=nnx.Rngs(params=jax.random.key(0))), folder)
     tokenizer.save_pretrained(folder)
