@@ -98,17 +98,24 @@ def _synthetic_files(data: cfg.Synthetic, folder: Path, key: jax.Array) -> cfg.F
     )
 
 
-def data_identity(data: cfg.Files | cfg.Synthetic, encoder: Any, model: str) -> dict[str, str]:
-    """SHA-256 of each local file or folder that a config names, so that a changed one is not mistaken for the old."""
-    paths = [model]
-    if isinstance(data, cfg.Files):
-        sources = [data.pool, data.queries, *data.tests.values()]
-        paths += [source.path for source in sources if isinstance(source, cfg.Source)]
-    if isinstance(encoder, cfg.OwnEmbeddings):
-        paths += [path for path in (encoder.pool, encoder.queries) if path]
-    if isinstance(encoder, cfg.SentenceTransformers):
-        paths.append(encoder.model)
-    return {path: file_hash(Path(path)) for path in paths if Path(path).exists()}
+def identity(*paths: str | None) -> dict[str, str]:
+    """SHA-256 of each local file or folder, so that a changed one is not mistaken for the old; hub names have none."""
+    return {path: file_hash(Path(path)) for path in paths if path is not None and Path(path).exists()}
+
+
+def data_identity(data: cfg.Files | cfg.Synthetic) -> dict[str, str]:
+    """The `identity` of every file that the data section names."""
+    if isinstance(data, cfg.Synthetic):
+        return {}
+    sources = [data.pool, data.queries, *data.tests.values()]
+    return identity(*(source.path for source in sources if isinstance(source, cfg.Source)))
+
+
+def encoder_identity(config: cfg.Lexical | cfg.SentenceTransformers | cfg.OwnEmbeddings) -> dict[str, str]:
+    """The `identity` of every file that the encoder section names."""
+    if isinstance(config, cfg.OwnEmbeddings):
+        return identity(config.pool, config.queries)
+    return identity(config.model) if isinstance(config, cfg.SentenceTransformers) else {}
 
 
 def encoder(config: cfg.Lexical | cfg.SentenceTransformers, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from rich.markup import escape
 from rich.table import Table
 
 from deft_tsds.config import load
@@ -20,7 +21,7 @@ def main(work: Callable[[Pipeline], object]) -> None:
         experiment, description = load(sys.argv[1], sys.argv[2:])
         work(Pipeline(experiment, description))
     except (ValueError, FloatingPointError) as error:
-        console.print(f"[red]error[/] {error}", markup=True, soft_wrap=True)
+        console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")

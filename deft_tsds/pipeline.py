@@ -7,6 +7,7 @@ and any other method is the job up to there.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -51,6 +52,11 @@ class Pipeline:
             raise ValueError("arms is empty: name at least one way to choose.")
         if COPY in experiment.arms:
             raise ValueError(f'arms: "{COPY}" is the name of the copy baseline; give the arm another.')
+        for name in (*experiment.arms, *getattr(experiment.data, "tests", ())):
+            if not re.fullmatch(r"[\w.-]*\w", name):
+                raise ValueError(
+                    f"The name {name!r} of an arm or test set becomes a folder: use letters, digits, - and _."
+                )
         if experiment.replicates < 1:
             raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
         build.check_metrics(experiment.evaluate.metrics)
@@ -103,10 +109,6 @@ class Pipeline:
         )
 
     @cached_property
-    def _files(self) -> dict[str, str]:
-        return build.data_identity(self.experiment.data, self.experiment.encoder, self.experiment.model)
-
-    @cached_property
     def data(self) -> Stage:
         """Read, check and hold out: data/{pool,queries,validation}.jsonl and data/tests/<name>.jsonl."""
         experiment = self.experiment
@@ -135,7 +137,7 @@ class Pipeline:
 
         settings = {
             "data": experiment.data,
-            "files": self._files,
+            "files": build.data_identity(experiment.data),
             "validation": experiment.train.validation,
             "limit": experiment.evaluate.limit,
         }
@@ -161,7 +163,7 @@ class Pipeline:
                 examples = self._examples(name)
                 write_store(folder / name, examples.prompts, encoder, ids=examples.ids)
 
-        settings = {"encoder": experiment.encoder, "files": self._files}
+        settings = {"encoder": experiment.encoder, "files": build.encoder_identity(experiment.encoder)}
         return self.run.do("embed", work, settings=settings, upstream=[self.data])
 
     def _embeddings(self, name: str) -> np.ndarray | None:
@@ -205,7 +207,11 @@ class Pipeline:
             tokenizer.save_pretrained(folder / "tokenizer")
             return {"vocabulary": len(tokenizer)}
 
-        settings = {"model": experiment.model, "files": self._files, "vocabulary": experiment.scratch.vocabulary}
+        settings = {
+            "model": experiment.model,
+            "files": build.identity(experiment.model),
+            "vocabulary": experiment.scratch.vocabulary,
+        }
         return self.run.do("tokenizer", work, settings=settings, upstream=[self.data])
 
     def _start(self, replicate: int) -> Any:

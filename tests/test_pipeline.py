@@ -156,6 +156,18 @@ def test_killed_in_each_stage_the_run_ends_the_same(tmp_path):
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+def test_an_error_is_one_plain_line(tmp_path):
+    config = tmp_path / "wrong.py"
+    config.write_text(CONFIG.format(tests=str(ROOT / "tests")))
+    command = [sys.executable, str(ROOT / "scripts" / "data.py"), str(config), "--workdir", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, "--evaluate.metrics", "[bold]sarii"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "error evaluate.metrics: unknown ['[bold]sarii']" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 # Bad input: each gets its error from the constructor, before anything long.
 
 
@@ -245,6 +257,7 @@ def test_wrong_settings(files, tmp_path):
         r"replicates is 0": {"replicates": 0},
         r"arms is empty": {"arms": {}},
         r"copy baseline": {"arms": {"copy": Arm(Full())}},
+        r"'\.\./up' of an arm or test set": {"arms": {"../up": Arm(Full())}},
         r"train\.validation is 40": {"train": Train(steps=3, validation=40)},
         r"data\.tests is empty": {"data": dataclasses.replace(files, tests={})},
         r"has the group 'c'": {"data": dataclasses.replace(files, queries=HeldOut("c", 3))},
