@@ -70,7 +70,10 @@ class Pipeline:
     def _check_against_data(self) -> None:
         queries = self.data.results["queries"]
         for name, arm in self.experiment.arms.items():
-            build.budget(arm, self.data.results["pool"], name=name)
+            candidates = self.data.results["pool"]
+            budget = build.budget(arm, candidates, name=name)
+            if hasattr(self._selectors[name], "check_budget"):
+                self._selectors[name].check_budget(budget, candidates)
             if getattr(self._selectors[name], "needs_queries", False) and not queries:
                 raise ValueError(f"arms.{name}: {type(arm.selector).__name__} needs target examples: set data.queries.")
         encoder = self.experiment.encoder

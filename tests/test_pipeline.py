@@ -220,6 +220,7 @@ def test_queries_missing_for_tsds(files, tmp_path):
         (Arm(Random()), r"give either share"),
         (Arm(Random(), share=0.5, count=3), r"give either share"),
         (Arm(Full(), share=0.5), r"Full takes the whole pool"),
+        (Arm(DEFT(base=0.5), share=0.5), r"base = 0\.5 of 40 candidates is 20 rows"),
         (Arm(Custom("nowhere_to_be_found:f"), share=0.5), r"Cannot import 'nowhere_to_be_found'"),
         (Arm(Custom("no colon"), share=0.5), r"module:function"),
     ],

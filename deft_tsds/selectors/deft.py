@@ -62,15 +62,20 @@ class DEFT:
         if self.per_cluster is not None:
             check_count(self.per_cluster, "per_cluster", 1)
 
-    def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
-        n = len(pool)
-        base_count = round(self.base * n)
+    def check_budget(self, budget: int, candidates: int) -> None:
+        """Raise ValueError when the base set leaves nothing of the budget; known before anything is embedded."""
+        base_count = round(self.base * candidates)
         if base_count >= budget:
             raise ValueError(
-                f"base = {self.base:g} of {n} candidates is {base_count} rows, which leaves nothing of the budget "
-                f"of {budget} for the core-set: lower base below {budget / n:.4g}, raise the budget above {base_count}"
-                ", or use Random(stratified=True) for a base set alone."
+                f"base = {self.base:g} of {candidates} candidates is {base_count} rows, which leaves nothing of the "
+                f"budget of {budget} for the core-set: lower base below {budget / candidates:.4g}, raise the budget "
+                f"above {base_count}, or use Random(stratified=True) for a base set alone."
             )
+
+    def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
+        n = len(pool)
+        self.check_budget(budget, n)
+        base_count = round(self.base * n)
         key_base, key_clusters, key_random = jax.random.split(key, 3)
         chosen, base_rows = self._base(pool, base_count, key_base)
 
