@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deft_tsds.config import load
+from deft_tsds.evaluate import cell
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.runs import console, read_json
 
@@ -32,12 +33,11 @@ def show_table(pipeline: Pipeline) -> None:
     """Print the primary metric of every arm on every test set, with intervals."""
     table = read_json(pipeline.table.folder / "table.json")
     metric, tests = table["primary"], [*(test["name"] for test in table["tests"]), "all"]
-    found = {(row["arm"], row["test"]): row for row in table["cells"] if row["metric"] == metric}
     shown = Table(title=f"{metric}: {table['conventions'][metric]}", title_justify="left")
     shown.add_column("arm")
     for test in tests:
         shown.add_column(test, justify="right")
     for arm in table["arms"]:
-        cells = [found[arm, test] for test in tests]
-        shown.add_row(arm, *(f"{row['value']:.1f} [dim]\\[{row['low']:.1f}, {row['high']:.1f}][/]" for row in cells))
+        found = [cell(table, arm, test, metric) for test in tests]
+        shown.add_row(arm, *(f"{score.value:.1f} [dim]\\[{score.low:.1f}, {score.high:.1f}][/]" for score in found))
     console.print(shown)
