@@ -18,7 +18,7 @@ config = Experiment(
     },
     model="scratch",
     scratch=Scratch(),
-    train=Train(steps=300, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=32),
+    train=Train(steps=260, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=32),
     evaluate=Evaluate(max_new_tokens=32),
     replicates=3,
     workdir=Path("runs/demo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,10 @@ from deft_tsds.config import load
 from deft_tsds.evaluate import cell
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.runs import console, read_json
+
+
+# The models here are ours: that transformers finds no torch for its own is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def main(work: Callable[[Pipeline], object]) -> None:
