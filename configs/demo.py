@@ -18,7 +18,15 @@ config = Experiment(
     },
     model="scratch",
     scratch=Scratch(),
-    train=Train(steps=260, batch_size=32, learning_rate=3e-3, max_input_tokens=48, max_target_tokens=32),
+    train=Train(
+        steps=180,
+        batch_size=32,
+        # Steps relative to the parameter scale suit a T5 from scratch, whose embeddings start at scale 1.
+        optimizer="adafactor",
+        learning_rate=0.03,
+        max_input_tokens=48,
+        max_target_tokens=32,
+    ),
     evaluate=Evaluate(max_new_tokens=32),
     replicates=3,
     workdir=Path("runs/demo"),
