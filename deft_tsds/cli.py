@@ -14,7 +14,6 @@ from deft_tsds.evaluate import cell
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.runs import console, read_json
 
-
 # The models here are ours: that transformers finds no torch for its own is no news.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
