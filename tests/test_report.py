@@ -446,7 +446,8 @@ def test_map_keeps_chosen_shares_and_says_why(view):
 
 
 def test_figures_are_valid_plotly(view):
-    graph_objects = pytest.importorskip("plotly.graph_objects")
+    from plotly import graph_objects
+
     mapped = pool_map(view, key=KEY)
     assert mapped is not None
     for figure in (loss_figure(view.arms), map_figure(view, mapped)):

@@ -10,14 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from t5_oracle import SHAPES, batch, save_torch_t5, trimmed
 
 from deft_tsds.t5 import generate, generate_texts, load_pretrained, load_tokenizer, train_tokenizer
 from deft_tsds.t5.generate import _bucket
 from deft_tsds.t5.model import T5, T5Config
-
-torch = pytest.importorskip("torch")
 
 SHARED = Path(__file__).parents[2] / "shared"
 NANO = SHARED / "models" / "t5-nano"

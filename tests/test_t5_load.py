@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +20,6 @@ from t5_oracle import SHAPES, batch, save_torch_t5
 
 from deft_tsds.t5.load import TENSORS, load_pretrained, load_tokenizer, save_pretrained, train_tokenizer
 from deft_tsds.t5.model import T5, T5Config
-
-torch = pytest.importorskip("torch")
 
 NANO = Path(__file__).parents[2] / "shared" / "models" / "t5-nano"
 needs_nano = pytest.mark.skipif(not NANO.is_dir(), reason=f"{NANO} is not on this machine")

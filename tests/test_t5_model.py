@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax import nnx
 from t5_oracle import SHAPES, batch, save_torch_t5
 
 from deft_tsds.t5.load import _names, load_pretrained
 from deft_tsds.t5.model import T5, T5Config, _position_bias, _relative_buckets, _square, shift_right
-
-torch = pytest.importorskip("torch")
 
 TINY = T5Config(
     vocab_size=31, d_model=12, d_kv=4, d_ff=20, num_layers=2, num_decoder_layers=2, num_heads=3, dropout_rate=0.25
