@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from deft_tsds.apportion import largest_remainder
 from deft_tsds.arrays import check_count, check_real, normalize_rows, row_blocks
 from deft_tsds.kmeans import kmeans
-from deft_tsds.sampling import generator_of, largest_remainder, sample_stratified
+from deft_tsds.sampling import generator_of, sample_stratified
 from deft_tsds.selection import Pool, Selection
 
 
