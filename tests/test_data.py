@@ -280,6 +280,18 @@ def test_a_parquet_row_gets_its_number(tmp_path: Path) -> None:
         read_examples(tmp_path / "a.parquet")
 
 
+def test_a_name_that_is_a_pattern_reads_that_file_alone(tmp_path: Path) -> None:
+    import datasets
+
+    for name in ("a[1]", "a*", "a1"):
+        datasets.Dataset.from_list([{**GOOD, "input": name}]).to_parquet(tmp_path / f"{name}.parquet")
+        datasets.Dataset.from_list([GOOD]).to_parquet(tmp_path / name / "train.parquet")
+    for name in ("a[1]", "a*"):
+        assert read_examples(tmp_path / f"{name}.parquet").inputs == (name,)
+        with pytest.raises(ValueError, match=r"for a pattern\. Rename the folder"):
+            read_examples(tmp_path / name)
+
+
 def test_missing_file_names_its_neighbours(jsonl: Path) -> None:
     with pytest.raises(ValueError, match=r"pole\.jsonl is missing.*'pool\.jsonl'"):
         read_examples(jsonl.parent / "pole.jsonl")
