@@ -33,20 +33,21 @@ from deft_tsds.runs import track
 Metric = Literal["euclidean", "cosine", "dot"]
 
 BLOCK_BYTES = 256 * 2**20
-"""Default size of the temporary blocks: with k = 5,000, larger blocks are no faster."""
+"""Default size of the candidates that are looked at together: what is read from disk at once."""
 
-_QUERY_TILE = 256
+# Queries by candidates of one product: large enough for BLAS, small enough to be ranked while it is in the cache.
+_TILE = 512
+_LEAST_TILE = 64
+_CHUNK = 4096
+_DEVICE_CHUNK = 65_536
 
-# To measure one survivor costs as much as about so many pairs of a float64 product cost more than of a float32 one.
+# To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
 _SURVIVOR_COST = 50
-
-# float32 scores that let this share of a block survive do not tell its candidates apart.
-_TOO_MANY = 1 / 16
 
 # An accelerator's float32 product is made of several shorter ones: its error is allowed to be some times larger.
 _DEVICE_ROUNDING = 4.0
 
-# How many more than k an accelerator returns of a block, so that what rounding leaves open is usually among them.
+# How many more than k an accelerator returns of a chunk, so that what rounding leaves open is usually among them.
 _DEVICE_SPARE = 64
 
 
@@ -70,8 +71,8 @@ def nearest_neighbors(
         candidates: [N, D] real, N < 2^31; a float32 memory-map or a `Store` is read in blocks.
         k: number of neighbours, 1 <= k <= N.
         metric: "euclidean", "cosine" or "dot".
-        block_bytes: about how much memory the temporary blocks may take, at least one candidate at a time. The result
-            takes 8 M k bytes beside it, and as much again while it is made.
+        block_bytes: how much of the candidates is read at once, at least one row. The result takes 8 M k bytes, and as
+            much again while it is made.
 
     Returns:
         Neighbors(distances_MxK float32 ascending, indices_MxK int32); equal distances by lower index.
@@ -86,212 +87,301 @@ def nearest_neighbors(
     check_same_width(queries_MxD, candidates_NxD, "queries", "candidates")
     k = check_count(k, "k", 1)
     block_bytes = check_count(block_bytes, "block_bytes", 1)
-    n, d = candidates_NxD.shape
+    m, d = queries_MxD.shape
+    n = len(candidates_NxD)
     if k > n:
         raise ValueError(f"k is {k} but there are only {n} candidates: ask for at most {n} neighbours.")
 
     device = _on_accelerator()
     precision = np.float32 if device or k * _SURVIVOR_COST <= n else np.float64
-    best_MxK = np.full((len(queries_MxD), k), _NONE)
-    tiles = [
-        _Tile(queries_MxD[rows], metric, best_MxK[rows])
-        for rows in row_blocks(len(queries_MxD), row_bytes=1, budget_bytes=_QUERY_TILE)
-    ]
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    distances_MxK, indices_MxK = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
+    parts = max(-(-m // _TILE), min(cpus, -(-m // _LEAST_TILE)))
+    tiles = [_Tile(rows, queries_MxD[rows], metric, k) for rows in row_blocks(m, 1, -(-m // parts))]
     workers = min(cpus, len(tiles))
-    row_bytes = np.dtype(precision).itemsize * (d + 1 + workers * min(_QUERY_TILE, len(queries_MxD)))
-    blocks = list(row_blocks(n, row_bytes, block_bytes))
-    with threadpool_limits(limits=max(1, cpus // workers), user_api="blas"), ThreadPoolExecutor(workers) as threads:
+    blocks = list(row_blocks(n, 4 * d, block_bytes))
+    spaces = [_Survivors(-(-m // parts), d, blocks[0].stop, k, precision, device) for _ in range(workers)]
+
+    def visit_tiles(worker: int, block: _Block) -> None:
+        for tile in tiles[worker::workers]:
+            _visit(tile, block, spaces[worker])
+
+    with threadpool_limits(max(1, cpus // workers), user_api="blas"), ThreadPoolExecutor(workers) as threads:
         for rows in track(blocks, "nearest neighbours"):
-            block = _Block(candidates_NxD[rows], rows.start, blocks[0].stop, metric, precision, threads)
-            visit = _visit_on_device if device else _visit
-            for _ in threads.map(partial(visit, block=block), tiles):
-                pass
-        for _ in threads.map(lambda tile: tile.best_TxK.sort(axis=1), tiles):
-            pass
-    return Neighbors(_distances_of(best_MxK), (best_MxK & 0xFFFFFFFF).astype(np.int32))
+            block = _Block(candidates_NxD[rows], rows.start)
+            list(threads.map(partial(visit_tiles, block=block), range(workers)))
+        list(threads.map(lambda tile: tile.finish(distances_MxK[tile.place], indices_MxK[tile.place]), tiles))
+    return Neighbors(distances_MxK, indices_MxK)
 
 
 def _on_accelerator() -> bool:
     return jax.default_backend() != "cpu"
 
 
-class _Tile:
-    """Some queries, and the keys of the k nearest candidates that were found for each so far."""
+class _Block:
+    """Consecutive candidates, float32."""
 
-    def __init__(self, rows_TxD: np.ndarray, metric: Metric, best_TxK: np.ndarray):
+    def __init__(self, rows_BxD: np.ndarray, start: int):
+        self.rows_BxD = rows_BxD
+        self.start = start
+        pieces = row_blocks(len(rows_BxD), row_bytes=8 * rows_BxD.shape[1], budget_bytes=2**20)
+        self.squared_B = np.concatenate([_squared_norms(rows_BxD[piece]) for piece in pieces])
+        self.norm = float(np.sqrt(self.squared_B.max()))
+
+
+class _Tile:
+    """Some queries, the keys of the k nearest candidates found so far, and the survivors of the block at hand."""
+
+    def __init__(self, place: slice, rows_TxD: np.ndarray, metric: Metric, k: int):
+        self.place = place
         self.rows_TxD = rows_TxD
         self.metric: Metric = metric
-        self.best_TxK = best_TxK
+        self.best_TxK = np.full((len(rows_TxD), k), _NONE)  # the farthest in the last column
         squared_T = _squared_norms(rows_TxD)
-        self.norms_T = np.sqrt(squared_T) if metric != "cosine" else np.ones(len(rows_TxD))
+        self.norms_T = np.sqrt(squared_T)
         # A distance, or its square if euclidean, is the score plus this.
-        self.offset_T = {"euclidean": squared_T, "cosine": np.ones(len(rows_TxD)), "dot": np.zeros(len(rows_TxD))}[
+        self.offset_T = {"euclidean": squared_T, "cosine": np.ones(len(squared_T)), "dot": np.zeros(len(squared_T))}[
             metric
         ]
 
-    def side(self, dtype: Any) -> np.ndarray:
-        """The left factor of the product that gives the scores."""
-        x = np.asarray(self.rows_TxD, np.float64)
-        if self.metric == "euclidean":
-            return np.hstack([-2 * x, np.ones((len(x), 1))]).astype(dtype)
-        return -(_unit(x) if self.metric == "cosine" else x).astype(dtype)
+    def finish(self, distances_TxK: np.ndarray, indices_TxK: np.ndarray) -> None:
+        """Write down what was found, nearest first."""
+        self.best_TxK.sort(axis=1)
+        distances_TxK[:] = _distances_of(self.best_TxK)
+        np.bitwise_and(self.best_TxK, 0xFFFFFFFF, out=indices_TxK, casting="unsafe")
 
-    def ceiling(self, distances_T: np.ndarray, error_T: np.ndarray) -> np.ndarray:
-        """The largest score that a pair at a float32 distance of `distances_T` or less can have, float64 [T]."""
-        above_T = np.nextafter(distances_T, np.float32(np.inf)).astype(np.float64)
-        return (above_T * above_T if self.metric == "euclidean" else above_T) - self.offset_T + error_T
+    def left(self, dtype: Any) -> np.ndarray:
+        """The left factor of the product that gives the scores: -2 q, 1 (euclidean) or -q."""
+        q = np.asarray(self.rows_TxD, np.float64)
+        if self.metric == "euclidean":
+            return np.hstack([-2 * q, np.ones((len(q), 1))]).astype(dtype)
+        return -(_unit(q) if self.metric == "cosine" else q).astype(dtype)
+
+    def right(self, block: _Block, rows: slice, out_CxE: np.ndarray) -> np.ndarray:
+        """The right factor [C, E] for some candidates of a block: x, |x|^2 (euclidean) or x; written into a buffer."""
+        x = block.rows_BxD[rows]
+        out_CxE = out_CxE[: len(x)]
+        if self.metric == "euclidean":
+            out_CxE[:, :-1] = x
+            out_CxE[:, -1] = block.squared_B[rows]
+        else:
+            out_CxE[:] = _unit(x) if self.metric == "cosine" else x
+        return out_CxE
+
+    def error(self, block: _Block, dtype: Any) -> np.ndarray:
+        """A bound on |computed score - true score| for each query, float64 [T].
+
+        A product of length D in any order of summation is off by at most D u sum_k |a_k b_k| / (1 - D u) (Higham,
+        "Accuracy and Stability of Numerical Algorithms", section 3.1), and the sum is at most |a| |b|.
+        """
+        precision = np.finfo(dtype)
+        scale_T = {
+            "euclidean": 2 * self.norms_T * block.norm + 2 * block.norm**2,  # |x|^2 is itself rounded
+            "cosine": np.ones(len(self.norms_T)),
+            "dot": self.norms_T * block.norm,
+        }[self.metric]
+        return (block.rows_BxD.shape[1] + 8) * (float(precision.eps) / 2 * scale_T + float(precision.tiny))
 
     def distances(self, scores: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """float32 distances of true scores of the queries `rows`; monotone, so that a bound goes to a bound."""
+        """float32 distances of the queries `rows` at true scores; monotone, so that a bound goes to a bound."""
         value = scores + self.offset_T[rows]
         if self.metric == "dot":
             return value.astype(np.float32) + np.float32(0)  # a negative zero would rank before zero
         value = np.maximum(value, 0)
         return (np.sqrt(value) if self.metric == "euclidean" else value).astype(np.float32)
 
-    def merge(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Take flat keys, of the queries `rows` in ascending order, among the k smallest."""
+    def largest_scores(self, distances_T: np.ndarray) -> np.ndarray:
+        """The largest true scores, float64 [T], that go with a float32 distance of `distances_T` or less."""
+        above_T = np.nextafter(distances_T, np.float32(np.inf)).astype(np.float64)
+        return (above_T * above_T if self.metric == "euclidean" else above_T) - self.offset_T
+
+    def settle(self, block: _Block, survivors: _Survivors) -> None:
+        """Measure the survivors and take them among the k nearest."""
         k = self.best_TxK.shape[1]
-        new = _table(keys, rows, len(self.best_TxK), _NONE)
-        both = np.concatenate([self.best_TxK, new], axis=1)
-        both.partition(k - 1, axis=1)
-        self.best_TxK[:] = both[:, :k]  # the largest of them in the last column
+        for part in row_blocks(len(self.rows_TxD), row_bytes=32 * (k + survivors.width), budget_bytes=2**23):
+            rows, columns, scores = survivors.flat(part)
+            distances, open_ = self._rounded(scores, survivors.error_T, rows)
+            for piece in row_blocks(len(open_), row_bytes=8 * block.rows_BxD.shape[1], budget_bytes=2**20):
+                pairs = open_[piece]
+                distances[pairs] = _distances(self.rows_TxD[rows[pairs]], block.rows_BxD[columns[pairs]], self.metric)
+            both = np.full((part.stop - part.start, k + survivors.width), _NONE)
+            both[:, :k] = self.best_TxK[part]
+            places = both.shape[1] * (rows - part.start) + k + survivors.places(rows, part)
+            both.ravel()[places] = _keys(distances, columns + block.start)
+            both.partition(k - 1, axis=1)
+            self.best_TxK[part] = both[:, :k]
+
+    def _rounded(self, scores: np.ndarray, error_T: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 distances by scores, and which of them are open, since they may be rounded otherwise."""
+        if scores.dtype == np.float32:
+            return np.empty(len(scores), np.float32), np.arange(len(scores))
+        slack = 3 * error_T[rows]  # the definition, in float64 too, is off by less than another such bound
+        distances = self.distances(scores - slack, rows)
+        return distances, np.flatnonzero(distances != self.distances(scores + slack, rows))
 
 
-class _Block:
-    """Consecutive candidates, and the right factor of the product that gives their scores."""
+class _Survivors:
+    """The candidates of one block that may be among the k nearest of a tile's queries, by their scores.
 
-    def __init__(
-        self,
-        rows_BxD: np.ndarray,
-        start: int,
-        full: int,
-        metric: Metric,
-        precision: Any,
-        threads: ThreadPoolExecutor | None = None,
-    ):
-        self.rows_BxD = rows_BxD
-        self.start = start
-        self.full = full  # rows of a full block: the shape that an accelerator compiles for
-        self.metric: Metric = metric
-        self.precision = precision
-        n, d = rows_BxD.shape
-        self.side_BxE = np.empty((n, d + (metric == "euclidean")), precision)
-        # Pieces that fit a cache, for they are read several times.
-        pieces = list(row_blocks(n, row_bytes=8 * d, budget_bytes=2**20))
-        self.norm = max((threads.map if threads else map)(self._fill, pieces))
+    A row of the tables holds the survivors of one query, in the order of the block, then infinities. The tables, and
+    the buffers of the products, are used again and again: fresh memory costs more than the work in it.
+    """
 
-    def _fill(self, rows: slice) -> float:
-        x = np.asarray(self.rows_BxD[rows], np.float64)
-        if self.metric == "cosine":
-            self.side_BxE[rows] = _unit(x)
-            return 1.0
-        squared = _squared_norms(x)
-        self.side_BxE[rows, : x.shape[1]] = x
-        if self.metric == "euclidean":
-            self.side_BxE[rows, -1] = squared
-        return float(np.sqrt(squared.max()))
+    def __init__(self, t: int, d: int, b: int, k: int, dtype: Any, device: bool = False):
+        self.k = k
+        self.dtype = dtype
+        self.device = device
+        self.step = min(_DEVICE_CHUNK if device else _CHUNK, b)
+        self.all_scores_TxW = np.full((t, 2 * k + self.step), np.inf, dtype)
+        self.all_columns_TxW = np.zeros(self.all_scores_TxW.shape, np.int32)
+        self.product = np.empty(t * self.step, dtype)
+        self.right = np.empty(self.step * (d + 1), dtype)
 
-    def error(self, tile: _Tile) -> np.ndarray:
-        """A bound on |computed score - true score| for each query of a tile, float64 [T].
+    def begin(self, tile: _Tile, block: _Block) -> None:
+        """Forget what there is, for a new tile or a new block."""
+        t = len(tile.rows_TxD)
+        self.tile, self.block = tile, block
+        self.error_T = tile.error(block, self.dtype) * (_DEVICE_ROUNDING if self.device else 1.0)
+        self.scores_TxW, self.columns_TxW = self.all_scores_TxW[:t], self.all_columns_TxW[:t]
+        self.scores_TxW.fill(np.inf)
+        self.counts_T = np.zeros(t, np.int64)
+        self.left_TxE = tile.left(self.dtype)
+        self.right_CxE = self.right[: self.step * self.left_TxE.shape[1]].reshape(self.step, -1)
+        self.limit_T = self._limit(_distances_of(tile.best_TxK[:, -1]))
 
-        A product of length E in any order of summation is off by at most (E + 1) u sum_k |a_k b_k| (Higham, "Accuracy
-        and Stability of Numerical Algorithms", section 3.1), and the sum is at most (|q| + |x|)^2 or |q| |x|.
-        """
-        d = self.rows_BxD.shape[1]
-        precision = np.finfo(self.precision)
-        scale = (tile.norms_T + self.norm) ** 2 if self.metric == "euclidean" else tile.norms_T * self.norm
-        return (d + 8) * (float(precision.eps) / 2 * scale + float(precision.tiny))
+    @property
+    def width(self) -> int:
+        """The most survivors that a query has."""
+        return int(self.counts_T.max())
+
+    def room(self) -> int:
+        """How many more every query can take."""
+        return self.scores_TxW.shape[1] - self.width
+
+    def places(self, rows: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        """Places in their rows of one survivor after another, of the queries `part`."""
+        counts = self.counts_T[part]
+        return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def scores(self, rows: slice) -> np.ndarray:
+        """Scores [T, C] of some candidates of the block, in a buffer, by the host's BLAS."""
+        right_CxE = self.tile.right(self.block, rows, self.right_CxE)
+        scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
+        return np.matmul(self.left_TxE, right_CxE.T, out=scores_TxC)
+
+    def take(self, scores_TxC: np.ndarray, first: int, columns_TxC: np.ndarray | None = None) -> None:
+        """Add those of a chunk, which begins at `first` in the block, whose scores are within the limit; `columns_TxC`
+        says where in the chunk each score belongs, None that they are in order."""
+        t, c = scores_TxC.shape
+        if c > self.k and not np.isfinite(self.limit_T).all():
+            self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxC))
+        near_TxC = scores_TxC <= self.limit_T[:, None]
+        hits_T = np.count_nonzero(near_TxC, axis=1)
+        # Flat, by positions: boolean masks and pairs of indices take several times as long.
+        flat = np.flatnonzero(near_TxC)
+        shift_T = self.scores_TxW.shape[1] * np.arange(t) + self.counts_T - (np.cumsum(hits_T) - hits_T)
+        places = np.arange(len(flat)) + np.repeat(shift_T, hits_T)
+        columns = flat - np.repeat(c * np.arange(t), hits_T) if columns_TxC is None else columns_TxC.ravel()[flat]
+        self.scores_TxW.ravel()[places] = scores_TxC.ravel()[flat]
+        self.columns_TxW.ravel()[places] = first + columns
+        self.counts_T += hits_T
+
+    def take_from_device(self, chunk: slice) -> bool:
+        """`take` the lowest scores of a chunk, as JAX finds them; False, and nothing taken, if they may not be all."""
+        count = chunk.stop - chunk.start
+        left_TxE = np.zeros((_TILE, self.left_TxE.shape[1]), np.float32)
+        left_TxE[: len(self.left_TxE)] = self.left_TxE
+        self.tile.right(self.block, chunk, self.right_CxE)  # what is left in the buffer below it is not counted
+        lowest = _lowest_scores(left_TxE, self.right_CxE, count, width=min(self.k + _DEVICE_SPARE, self.step))
+        scores_TxW, columns_TxW = (np.asarray(table)[: len(self.left_TxE), :count] for table in lowest)
+        if scores_TxW.shape[1] < count:
+            self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxW))
+            if np.any(scores_TxW[:, -1] <= self.limit_T):
+                return False
+        self.take(scores_TxW, chunk.start, columns_TxW)
+        return True
+
+    def tighten(self) -> None:
+        """Drop the survivors that cannot be among the k nearest of those that are here."""
+        if self.width > self.k:
+            scores_TxW, columns_TxW = self.scores_TxW[:, : self.width].copy(), self.columns_TxW[:, : self.width].copy()
+            self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxW))
+            self.scores_TxW[:, : self.width] = np.inf
+            self.counts_T[:] = 0
+            self.take(scores_TxW, 0, columns_TxW)
+
+    def guess(self, start: int) -> np.ndarray | None:
+        """A limit that most likely leaves k candidates of the block, from `start` on, and few more: by a sample of
+        them at equal steps. None where there is a limit already, or the guess would be no better than what the
+        first chunk says."""
+        rest = len(self.block.rows_BxD) - start
+        if np.isfinite(self.limit_T).any() or rest < 4 * self.step or self.device:
+            return None
+        sample = slice(start, None, -(-rest // self.step))
+        expected = self.k * self.step / rest
+        rank = int(expected + 5 * np.sqrt(expected + 1) + 8)  # five standard deviations above
+        if rank >= min(self.k, self.step // 2):  # the first chunk sets a limit as low as that
+            return None
+        return np.partition(self.scores(sample), rank, axis=1)[:, rank]
+
+    def hold_all(self, guess_T: np.ndarray) -> bool:
+        """Whether no candidate above the guess can be among the k nearest."""
+        if self.counts_T.min() < self.k:
+            return False
+        return bool(np.all(self._limit_by_kth(self.scores_TxW[:, : self.width]) <= guess_T))
+
+    def flat(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries (ascending), columns and scores of all survivors of the queries `part`."""
+        rows = np.repeat(np.arange(part.start, part.stop), self.counts_T[part])
+        flat = self.scores_TxW.shape[1] * rows + self.places(rows, part)
+        return rows, self.columns_TxW.ravel()[flat], self.scores_TxW.ravel()[flat]
+
+    def _limit_by_kth(self, scores_TxC: np.ndarray) -> np.ndarray:
+        """The limit that any k or more candidates set: the k-th nearest of all is no farther than their farthest."""
+        kth_T = np.partition(scores_TxC, self.k - 1, axis=1)[:, self.k - 1].astype(np.float64)
+        return self._limit(self.tile.distances(kth_T + self.error_T))
+
+    def _limit(self, distances_T: np.ndarray) -> np.ndarray:
+        """The largest computed score that can go with a distance of `distances_T` or less."""
+        limit_T = (self.tile.largest_scores(distances_T) + self.error_T).astype(self.dtype)
+        return np.nextafter(limit_T, np.array(np.inf, self.dtype))
 
 
-def _visit(tile: _Tile, block: _Block) -> None:
-    """Take the candidates of a block among the nearest of a tile."""
-    scores_TxB = tile.side(block.precision) @ block.side_BxE.T
-    rows, columns, scores = _survivors(tile, scores_TxB, block.error(tile))
-    if block.precision is np.float32 and len(rows) > _TOO_MANY * scores_TxB.size + scores_TxB.shape[0] * _least(tile):
-        del scores_TxB, rows, columns, scores
-        for part in row_blocks(len(block.rows_BxD), row_bytes=1, budget_bytes=-(-len(block.rows_BxD) // 2)):
-            _visit(tile, _Block(block.rows_BxD[part], block.start + part.start, 0, block.metric, np.float64))
-        return
-    _settle(tile, block, rows, columns, scores)
-
-
-def _least(tile: _Tile) -> int:
-    """How many candidates of a block survive for a query whatever the precision."""
-    return 2 * tile.best_TxK.shape[1]
-
-
-def _settle(tile: _Tile, block: _Block, rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> None:
-    """Give survivors their exact distances and take them among the nearest."""
-    if block.precision is np.float64:
-        slack = 3 * block.error(tile)[rows]  # the definition in float64 is itself off by less than another such bound
-        distances = tile.distances(scores - slack, rows)
-        open_ = np.flatnonzero(distances != tile.distances(scores + slack, rows))
-    else:
-        distances = np.empty(len(rows), np.float32)
-        open_ = np.arange(len(rows))
-    for piece in row_blocks(len(open_), row_bytes=8 * block.rows_BxD.shape[1], budget_bytes=2**20):
-        pairs = open_[piece]
-        distances[pairs] = _distances(tile.rows_TxD[rows[pairs]], block.rows_BxD[columns[pairs]], tile.metric)
-    tile.merge(_keys(distances, columns + block.start), rows)
-
-
-def _survivors(tile: _Tile, scores_TxB: np.ndarray, error_T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (ascending), columns and scores of all pairs that may be among the k nearest."""
-    t, b = scores_TxB.shape
-    k = tile.best_TxK.shape[1]
-
-    def limit(distances_T: np.ndarray) -> np.ndarray:
-        ceiling_T = tile.ceiling(distances_T, error_T)
-        return np.nextafter(ceiling_T.astype(scores_TxB.dtype), np.array(np.inf, scores_TxB.dtype))
-
-    def limit_by_kth(table: np.ndarray) -> np.ndarray:
-        """A limit from k pairs that are there: the k-th nearest of all is no farther than the farthest of them."""
-        kth_T = np.partition(table, k - 1, axis=1)[:, k - 1].astype(np.float64)
-        return limit(tile.distances(kth_T + error_T))
-
-    limit_T = limit(_distances_of(tile.best_TxK[:, -1]))
-    sample = max(4 * k, 4096)  # cheap to rank, and it leaves few: about k / sample of the block
-    if b > k and not np.isfinite(limit_T).all():
-        limit_T = np.minimum(limit_T, limit_by_kth(scores_TxB[:, :sample]))
-    flat = np.flatnonzero(scores_TxB <= limit_T[:, None])
-    rows, columns = np.divmod(flat, b)
-    scores = scores_TxB.ravel()[flat]
-    if len(rows) and np.bincount(rows).max() > k:
-        limit_T = np.minimum(limit_T, limit_by_kth(_table(scores, rows, t, np.inf, at_least=k)))
-        near = np.flatnonzero(scores <= limit_T[rows])
-        rows, columns, scores = rows[near], columns[near], scores[near]
-    return rows, columns, scores.astype(np.float64)
-
-
-def _visit_on_device(tile: _Tile, block: _Block) -> None:
-    """As `_visit`, with the product and a first choice from it made by JAX, on whatever it runs on."""
+def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, guess: bool = True) -> None:
+    """Take the candidates of a block, from `start` on, among the k nearest of a tile."""
     b = len(block.rows_BxD)
-    side_TxE = np.zeros((_QUERY_TILE, block.side_BxE.shape[1]), np.float32)
-    side_TxE[: len(tile.rows_TxD)] = tile.side(np.float32)
-    side_BxE = np.zeros((block.full, block.side_BxE.shape[1]), np.float32)
-    side_BxE[:b] = block.side_BxE
-    width = min(tile.best_TxK.shape[1] + _DEVICE_SPARE, block.full)
-    found = _lowest_scores(side_TxE, side_BxE, b, width=width)
-    scores_TxW, columns_TxW = (np.asarray(x)[: len(tile.rows_TxD)] for x in found)
-    error_T = _DEVICE_ROUNDING * block.error(tile)
-    rows, places, scores = _survivors(tile, scores_TxW, error_T)
-    # If the last of a row survives, so may others that were not returned.
-    if width < b and np.any(places == width - 1):
-        _visit(tile, block)
+    survivors.begin(tile, block)
+    guess_T = survivors.guess(start) if guess else None
+    if guess_T is not None:
+        survivors.limit_T = guess_T
+    for first in range(start, b, survivors.step):
+        chunk = slice(first, min(first + survivors.step, b))
+        if survivors.room() < chunk.stop - chunk.start:
+            survivors.tighten()
+        if survivors.room() < chunk.stop - chunk.start:  # the scores do not tell these candidates apart
+            if guess_T is not None:
+                _visit(tile, block, survivors, start, guess=False)
+                return
+            tile.settle(block, survivors)
+            finer = _Survivors(*tile.rows_TxD.shape, b - first, survivors.k, np.float64)
+            _visit(tile, block, finer, first)
+            return
+        if not (survivors.device and survivors.take_from_device(chunk)):
+            survivors.take(survivors.scores(chunk), first)
+    if guess_T is not None and not survivors.hold_all(guess_T):
+        _visit(tile, block, survivors, start, guess=False)
         return
-    real = np.flatnonzero(np.isfinite(scores))
-    rows, places, scores = rows[real], places[real], scores[real]
-    _settle(tile, block, rows, columns_TxW[rows, places], scores)
+    if survivors.dtype == np.float32 or survivors.width > 2 * survivors.k:
+        survivors.tighten()
+    tile.settle(block, survivors)
 
 
 @partial(jax.jit, static_argnames="width")
-def _lowest_scores(side_TxE, side_BxE, count, *, width):
-    """The `width` lowest scores of each row, ascending, and their columns; only the first `count` columns are real."""
-    scores_TxB = jnp.matmul(side_TxE, side_BxE.T, precision=jax.lax.Precision.HIGHEST)
-    scores_TxB = jnp.where(jnp.arange(scores_TxB.shape[1]) < count, scores_TxB, jnp.inf)
-    lowest_TxW, columns_TxW = jax.lax.top_k(-scores_TxB, width)
+def _lowest_scores(left_TxE, right_CxE, count, *, width):
+    """The `width` lowest scores of each row, ascending, and their columns, of which only the first `count` count."""
+    scores_TxC = jnp.matmul(left_TxE, right_CxE.T, precision=jax.lax.Precision.HIGHEST)
+    scores_TxC = jnp.where(jnp.arange(scores_TxC.shape[1]) < count, scores_TxC, jnp.inf)
+    lowest_TxW, columns_TxW = jax.lax.top_k(-scores_TxC, width)
     return -lowest_TxW, columns_TxW
 
 
@@ -316,15 +406,6 @@ def _unit(x: np.ndarray) -> np.ndarray:
     """float64 rows at length 1; zero rows stay zero."""
     norms = np.sqrt(_squared_norms(x))
     return x / np.where(norms > 0, norms, 1.0)[:, None]
-
-
-def _table(values: np.ndarray, rows: np.ndarray, count: int, fill: Any, at_least: int = 0) -> np.ndarray:
-    """Flat values of ascending rows as a matrix [count, most values of a row], each row filled up with `fill`."""
-    counts = np.bincount(rows, minlength=count)
-    table = np.full((count, max(int(counts.max()), at_least)), fill, values.dtype)
-    starts = np.cumsum(counts) - counts
-    table[rows, np.arange(len(rows)) - starts[rows]] = values
-    return table
 
 
 def _keys(distances: np.ndarray, indices: np.ndarray) -> np.ndarray:
