@@ -131,28 +131,32 @@ def test_killed_in_each_stage_the_run_ends_the_same(tmp_path):
     config = tmp_path / "small.py"
     config.write_text(CONFIG.format(tests=str(ROOT / "tests")))
     whole = start(config, tmp_path / "whole")
-    # Each is written in the midst of its stage: a request when a stage begins, the others later.
+    # Each is written in the midst of its stage: a request when a stage begins, the others later. In the order of the
+    # run, which takes one arm to its end before the next.
     marks = (
         "data/request.json",
         "embed/request.json",
-        "select/tsds/seed-0/request.json",
+        "tokenizer/request.json",
         "finetune/random/seed-0/checkpoints",
         "evaluate/random/seed-0/request.json",
+        "select/tsds/seed-0/request.json",
         "table/request.json",
         "report/request.json",
     )
-    run, killed = tmp_path / "killed", []
+    run, killed = tmp_path / "killed", {}
     assert whole.wait(timeout=600) == 0
     for mark in marks:
+        assert not (run / mark).exists()  # else the kill would come before anything is done
         process = start(config, run)
         while process.poll() is None and not (run / mark).exists():
             time.sleep(0.002)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-        killed.append(process.wait() == -signal.SIGKILL)
+        died = process.wait() == -signal.SIGKILL
+        killed[mark] = died and not (run / mark).with_name("manifest.json").exists()
+    assert all(killed.values()), killed
     last = start(config, run)
     assert last.wait(timeout=600) == 0
-    assert all(killed)
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
