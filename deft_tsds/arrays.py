@@ -6,10 +6,11 @@ float32 memory-map goes through unchanged: it is read block by block, here for t
 
 from __future__ import annotations
 
+import abc
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,20 +22,41 @@ BLOCK_BYTES = 64 * 2**20
 LARGEST_NORM = 1e18
 
 
+class Rows(abc.ABC):
+    """A float32 matrix that is read by rows and need not be in memory: what a memory-map is to one file."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]: ...
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abc.abstractmethod
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Some rows, float32, by a slice or by row numbers in any order."""
+
+
 def as_matrix(x: Any, name: str) -> np.ndarray:
     """Check an [N, D] array of real numbers and return it as float32 on the host.
 
     Args:
-        x: NumPy array, memory-map, JAX array or nested list, [N, D], real numbers. A float32 memory-map is not copied.
+        x: NumPy array, memory-map, JAX array or nested list, [N, D], real numbers; or `Rows`, such as a `Store`. A
+            float32 memory-map and `Rows` are not copied.
         name: the caller's name of the argument, for the error messages.
 
     Returns:
-        float32 [N, D]; the very same memory when `x` is already float32 on the host.
+        float32 [N, D]; the very same memory when `x` is already float32 on the host. `Rows` come back as they
+            are: what reads them by slices or row numbers, and asks for their shape, need not know.
 
     Raises:
         ValueError: wrong rank, no rows, no columns, not real numbers, or a row that is NaN, infinite, or longer than
             `LARGEST_NORM`.
     """
+    if isinstance(x, Rows):
+        rows = cast(np.ndarray, x)
+        _check_rows(rows, name)
+        return rows
     try:
         array = x if isinstance(x, np.ndarray) else np.asarray(x)
     except ValueError as error:

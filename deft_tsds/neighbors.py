@@ -42,7 +42,7 @@ _CHUNK = 4096
 _DEVICE_CHUNK = 65_536
 
 # To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
-_SURVIVOR_COST = 50
+_SURVIVOR_COST = 250
 
 # An accelerator's float32 product is made of several shorter ones: its error is allowed to be some times larger.
 _DEVICE_ROUNDING = 4.0

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_distances
 
+from deft_tsds import neighbors
 from deft_tsds.neighbors import nearest_neighbors
 
 METRICS = ["euclidean", "cosine", "dot"]
@@ -61,6 +62,118 @@ def test_block_size_changes_nothing(metric):
         np.testing.assert_array_equal(found[0].distances_MxK, other.distances_MxK)
     assert (found[0].distances_MxK[:, 0::2] == found[0].distances_MxK[:, 1::2]).all()
     assert (found[0].indices_MxK[:, 0::2] + 250 == found[0].indices_MxK[:, 1::2]).all()
+
+
+def unit_rows(rng, n, d):
+    x = rng.normal(size=(n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """5,000 unit rows in tight clusters, 600 of them twice, so that float32 scores leave much open."""
+    rng = np.random.default_rng(7)
+    candidates = unit_rows(rng, 40, 48)[rng.integers(40, size=5000)] + 1e-3 * rng.normal(size=(5000, 48))
+    candidates[4000:4600] = candidates[:600]
+    return unit_rows(rng, 70, 48), candidates.astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [3, 300])
+def test_float32_and_float64_scores_lead_to_the_same(crowded, monkeypatch, metric, k):
+    found = []
+    for cost in (0, 10**9):
+        monkeypatch.setattr(neighbors, "_SURVIVOR_COST", cost)
+        found.append(nearest_neighbors(*crowded, k, metric=metric))
+    np.testing.assert_array_equal(found[0].indices_MxK, found[1].indices_MxK)
+    np.testing.assert_array_equal(found[0].distances_MxK, found[1].distances_MxK)
+    queries, candidates = crowded
+    distances, indices = brute_neighbors(queries[:2], candidates, k, metric)
+    np.testing.assert_array_equal(found[0].distances_MxK[:2], distances)
+    np.testing.assert_array_equal(found[0].indices_MxK[:2], indices)
+
+
+def test_scores_that_lie_within_their_error_bound_are_harmless(crowded, monkeypatch):
+    """The worst that rounding may do: scores that are off by almost all of the bound, at random."""
+    exact = neighbors._Survivors.scores
+    rng = np.random.default_rng(0)
+
+    def off(survivors, rows):
+        scores = exact(survivors, rows)
+        return scores + (0.9 * survivors.error_T[:, None] * rng.uniform(-1, 1, scores.shape)).astype(scores.dtype)
+
+    found = nearest_neighbors(*crowded, 20)
+    monkeypatch.setattr(neighbors._Survivors, "scores", off)
+    disturbed = nearest_neighbors(*crowded, 20)
+    np.testing.assert_array_equal(found.indices_MxK, disturbed.indices_MxK)
+    np.testing.assert_array_equal(found.distances_MxK, disturbed.distances_MxK)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pool_sorted_by_distance_defeats_no_guess(monkeypatch, order):
+    rng = np.random.default_rng(8)
+    candidates = np.sort(rng.normal(size=(3000, 1)), axis=0)[::order]
+    monkeypatch.setattr(neighbors, "_CHUNK", 64)
+    queries = [[-9.0], [0.3], [9.0]]
+    for k in (1, 30, 2000):
+        found = nearest_neighbors(queries, candidates, k)
+        distances, indices = brute_neighbors(np.float32(queries), np.float32(candidates), k, "euclidean")
+        np.testing.assert_array_equal(found.distances_MxK, distances)
+        np.testing.assert_array_equal(found.indices_MxK, indices)
+
+
+def test_a_wrong_guess_is_taken_back(crowded, monkeypatch):
+    monkeypatch.setattr(neighbors, "_CHUNK", 64)
+    expected = nearest_neighbors(*crowded, 200)
+    guessed = []
+
+    def too_low(survivors, start):
+        guessed.append(start)
+        return np.full(len(survivors.limit_T), -1.99, survivors.dtype)  # no row is as near as that
+
+    monkeypatch.setattr(neighbors._Survivors, "guess", too_low)
+    found = nearest_neighbors(*crowded, 200)
+    assert guessed
+    np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
+
+
+def test_more_ties_than_room(monkeypatch):
+    """Copies fill the tables: what is left of the block is done in float64, and ties still go to the lower index."""
+    monkeypatch.setattr(neighbors, "_CHUNK", 64)
+    x = np.random.default_rng(9).normal(size=(2, 5)).astype(np.float32)
+    candidates = np.concatenate([np.repeat(x[:1], 900, axis=0), x[1:], np.repeat(x[:1], 900, axis=0)])
+    found = nearest_neighbors(x, candidates, 3)
+    np.testing.assert_array_equal(found.indices_MxK, [[0, 1, 2], [900, 0, 1]])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_way_of_an_accelerator_finds_the_same(crowded, monkeypatch, metric):
+    expected = nearest_neighbors(*crowded, 40, metric=metric)
+    monkeypatch.setattr(neighbors, "_on_accelerator", lambda: True)
+    monkeypatch.setattr(neighbors, "_DEVICE_CHUNK", 1024)
+    found = nearest_neighbors(*crowded, 40, metric=metric, block_bytes=3000 * 4 * 48)
+    np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
+    np.testing.assert_array_equal(found.distances_MxK, expected.distances_MxK)
+
+
+def test_an_accelerator_compiles_once(crowded, monkeypatch):
+    monkeypatch.setattr(neighbors, "_on_accelerator", lambda: True)
+    monkeypatch.setattr(neighbors, "_DEVICE_CHUNK", 1024)
+    queries, candidates = crowded
+    nearest_neighbors(queries, candidates, 40)
+    compiled = neighbors._lowest_scores._cache_size()
+    nearest_neighbors(queries[:9], candidates[:4321], 40)  # other numbers of rows, the same shapes
+    assert neighbors._lowest_scores._cache_size() == compiled
+
+
+def test_threads_change_nothing(crowded, monkeypatch):
+    expected = nearest_neighbors(*crowded, 50)
+    monkeypatch.setattr(neighbors, "_LEAST_TILE", 7)
+    for cpus in (1, 3):
+        monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)), raising=False)
+        found = nearest_neighbors(*crowded, 50)
+        np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
+        np.testing.assert_array_equal(found.distances_MxK, expected.distances_MxK)
 
 
 def test_near_duplicates_keep_their_distance_and_order():

@@ -14,6 +14,7 @@ import pytest
 
 from deft_tsds.embed import Encoder, store
 from deft_tsds.embed.store import open_store, read_embeddings, write_store
+from deft_tsds.neighbors import nearest_neighbors
 
 TEXTS = [f"text number {n}" for n in range(23)]
 
@@ -67,6 +68,38 @@ def test_the_store_holds_what_the_encoder_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(list(written.blocks())), expected)
     assert [len(block) for block in written.blocks()] == [5, 5, 5, 5, 3]
     assert open_store(tmp_path / "pool") == written
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        slice(None),
+        slice(3, 5),
+        slice(2, 17),
+        slice(4, 4),
+        slice(1, None, 4),
+        np.array([22, 0, 7, 7]),
+        np.array([], int),
+    ],
+)
+def test_rows_are_read_as_from_an_array(rows: slice | np.ndarray, tmp_path: Path) -> None:
+    made = write_store(tmp_path / "store", TEXTS, Hashed(), shard_rows=5)
+    np.testing.assert_array_equal(made[rows], made.array()[rows])
+
+
+def test_rows_that_are_not_there(tmp_path: Path) -> None:
+    made = write_store(tmp_path / "store", TEXTS, Hashed(), shard_rows=5)
+    with pytest.raises(IndexError, match="has rows 0 to 22, not 3 to 23"):
+        made[np.array([3, 23])]
+
+
+def test_neighbours_of_a_store_are_those_of_its_array(tmp_path: Path) -> None:
+    made = write_store(tmp_path / "store", TEXTS, Hashed(), shard_rows=5)
+    queries = np.random.default_rng(0).normal(100, 50, (4, 6))
+    found = nearest_neighbors(queries, made, 7, block_bytes=9 * 4 * 6)
+    expected = nearest_neighbors(queries, made.array(), 7)
+    np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
+    np.testing.assert_array_equal(found.distances_MxK, expected.distances_MxK)
 
 
 def test_normalized_rows_have_unit_length(tmp_path: Path) -> None:

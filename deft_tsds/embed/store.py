@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.arrays import as_matrix, check_count, normalize_rows
+from deft_tsds.arrays import Rows, as_matrix, check_count, normalize_rows
 from deft_tsds.embed import Encoder
 from deft_tsds.runs import atomic_write, read_json, track, write_json
 
@@ -36,7 +36,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Rows):
     """A complete store: N embeddings of dimension D, row i for text i. Made by `write_store` and `open_store`.
 
     Args:
@@ -61,9 +61,6 @@ class Store:
     normalized: bool
     shards: tuple[Shard, ...]
 
-    def __len__(self) -> int:
-        return self.rows
-
     @property
     def shape(self) -> tuple[int, int]:
         return (self.rows, self.dimension)
@@ -71,16 +68,42 @@ class Store:
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield each shard in order as a read-only memory-map, float32 [rows, D]."""
         for shard in self.shards:
-            yield np.load(self.folder / shard.file, mmap_mode="r", allow_pickle=False)
+            yield self._open(shard)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Read some rows, by a slice or by row numbers >= 0 in any order: float32, in memory unless one shard has a
+        slice whole. So a store can stand where functions read a memory-map in blocks."""
+        if not isinstance(rows, slice):
+            return self._gathered(np.asarray(rows))
+        start, stop, step = rows.indices(self.rows)
+        if step != 1:
+            return self._gathered(np.arange(start, stop, step))
+        pieces, first = [], 0
+        for shard in self.shards:
+            if max(start, first) < min(stop, first + shard.rows):
+                pieces.append(self._open(shard)[max(start - first, 0) : stop - first])
+            first += shard.rows
+        if not pieces:
+            return np.empty((0, self.dimension), np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
+            raise IndexError(f"{self.folder} has rows 0 to {self.rows - 1}, not {rows.min()} to {rows.max()}.")
+        gathered = np.empty((len(rows), self.dimension), np.float32)
+        first = 0
+        for shard in self.shards:
+            here = np.flatnonzero((rows >= first) & (rows < first + shard.rows))
+            gathered[here] = self._open(shard)[rows[here] - first]
+            first += shard.rows
+        return gathered
+
+    def _open(self, shard: Shard) -> np.ndarray:
+        return np.load(self.folder / shard.file, mmap_mode="r", allow_pickle=False)
 
     def array(self) -> np.ndarray:
         """Read the whole store: float32 [N, D], in memory."""
-        rows_NxD = np.empty(self.shape, dtype=np.float32)
-        start = 0
-        for block in self.blocks():
-            rows_NxD[start : start + len(block)] = block
-            start += len(block)
-        return rows_NxD
+        return self._gathered(np.arange(self.rows))
 
     def fingerprint(self) -> str:
         """SHA-256 of the contents, in hexadecimal, from the hashes of the shards."""
