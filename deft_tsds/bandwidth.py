@@ -45,14 +45,15 @@ def propose_bandwidth(points_UxD: np.ndarray, rank_by_U: np.ndarray) -> tuple[fl
             probes: P, the number of points looked at;
             exact_copies: the share of probes with an exact copy among the points;
             near_copies: the share of probes with another point within h that is no exact copy;
-            valley: (a, b), or None;
+            valley: [a, b], or None;
             message: one sentence for people.
 
     Raises:
         ValueError: no probe has a neighbour that is not an exact copy of it.
     """
     u = len(points_UxD)
-    probes = np.sort(np.argsort(rank_by_U, kind="stable")[:: -(-u // _PROBES)])
+    order = np.lexsort((points_UxD[:, 0], rank_by_U))  # a tie in rank is not left to the order of the points
+    probes = np.sort(order[:: -(-u // _PROBES)])
     distances = nearest_neighbors(points_UxD[probes], points_UxD, min(_NEIGHBORS, u)).distances_MxK.astype(np.float64)
     apart = distances > 0
     seen = apart.any(axis=1)
@@ -71,7 +72,7 @@ def propose_bandwidth(points_UxD: np.ndarray, rank_by_U: np.ndarray) -> tuple[fl
         "probes": len(probes),
         "exact_copies": exact,
         "near_copies": near,
-        "valley": valley,
+        "valley": list(valley) if valley else None,
     }
     seen_of = f"Of {len(probes)} points looked at, {exact:.1%} have an exact copy"
     if valley:

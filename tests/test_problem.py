@@ -61,6 +61,10 @@ def test_query_weights_are_normalised():
         ({"neighbors": 0}, "neighbors is 0: give an integer at least 1."),
         ({"neighbors": 2.5}, "neighbors is 2.5: give an integer."),
         ({"bandwidth": 0}, "bandwidth is 0: give a number above 0."),
+        ({"bandwidth": "wide"}, "bandwidth is 'wide': give a number above 0, \"auto\" or None."),
+        ({"alpha": 0.0}, "alpha is 0, which ignores every distance: use the Random selector, or give alpha above 0."),
+        ({"scale": -1, "grow": True}, "scale is -1: give a number above 0."),
+        ({"regularizer": "l2"}, "regularizer is 'l2': choose one of kde, uniform, tv."),
         ({"query_weights": [1.0, 1.0]}, "query_weights has shape (2,): give one weight for each of the 4 queries."),
         (
             {"query_weights": [1.0, 1.0, 0.0, 1.0]},
@@ -86,8 +90,34 @@ def test_errors(arguments, message):
     assert str(caught.value) == message
 
 
+def test_info_says_how_it_came_about():
+    candidates, queries = embeddings()
+    problem = Problem.from_embeddings(candidates, queries, neighbors=6)
+    assert problem.info == {
+        "neighbors": 6,
+        "searches": [6],
+        "shortlist": len(problem.shortlist_U),
+        "bandwidth": None,
+    }
+    problem = Problem.from_embeddings(candidates, queries, neighbors=6, bandwidth=2)
+    assert problem.info["bandwidth"] == 2.0
+    assert "bandwidth_found" not in problem.info
+
+
+def test_a_proposed_bandwidth_is_the_one_given_by_hand():
+    candidates, queries = embeddings(n=40)
+    candidates = np.concatenate([candidates, candidates[:10] + np.float32(0.001)])
+    proposed = Problem.from_embeddings(candidates, queries, bandwidth="auto")
+    assert 0.001 * 5**0.5 < proposed.info["bandwidth"] < 0.5
+    assert proposed.info["bandwidth_found"]["rule"] == "valley"
+    by_hand = Problem.from_embeddings(candidates, queries, bandwidth=proposed.info["bandwidth"])
+    np.testing.assert_array_equal(proposed.density_U, by_hand.density_U)
+    assert ((proposed.density_U > 1.9) == (np.arange(50) < 10) | (np.arange(50) >= 40)).all()
+
+
 def test_problem_and_plan_pass_through_jit_and_vmap():
     problem = Problem.from_embeddings(*embeddings(), neighbors=6)
+    assert jax.jit(lambda p: p)(problem).info == {}
     assert jax.jit(lambda p: p.costs_MxK.sum() * p.size)(problem) == pytest.approx(problem.costs_MxK.sum() * 30)
     plan = Plan(
         np.ones((4, 6)) / 24, np.ones(3) / 3, np.array([0, 2, 5], dtype=np.int32), 6, {"message": "kept outside"}

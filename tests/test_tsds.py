@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import solve_box_by_events, solve_rt_by_linear_program
 
+from deft_tsds import closed_form
+from deft_tsds.closed_form import Regularizer
+from deft_tsds.density import kernel_density
+from deft_tsds.neighbors import nearest_neighbors
 from deft_tsds.problem import Problem
-from deft_tsds.tsds import Regularizer, objective_rt, tsds, tsds_grown
+from deft_tsds.tsds import objective_rt, tsds, tsds_grown
 
 REGULARIZERS: list[Regularizer] = ["kde", "uniform", "tv"]
 
@@ -128,6 +133,106 @@ def test_equals_the_event_loop(regularizer, seed, tau, k, query_weights):
     assert plan.info["gap"] == 0
     assert plan.info["s"] == pytest.approx(expected[0], rel=1e-12)
     np.testing.assert_allclose(plan.mass_MxK, expected[1], atol=1e-14)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+def test_how_many_columns_and_rows_are_taken_at_once_changes_nothing(regularizer, monkeypatch):
+    problem = build(15, (7, 300), bandwidth=1.0, neighbors=200)
+    scales = np.geomspace(1e-3, 1e3, 9)
+    whole = [tsds(problem, scale=scale, regularizer=regularizer) for scale in scales]
+    monkeypatch.setattr(closed_form, "_FIRST_COLUMNS", 1)
+    monkeypatch.setattr(closed_form, "_BLOCK_BYTES", 1)
+    for scale, plan in zip(scales, whole, strict=True):
+        pieces = tsds(problem, scale=scale, regularizer=regularizer)
+        np.testing.assert_array_equal(pieces.mass_MxK, plan.mass_MxK)
+        assert pieces.info["s"] == plan.info["s"]
+        assert pieces.info["gap"] == pytest.approx(plan.info["gap"], rel=1e-12)
+        assert pieces.info["value"] == pytest.approx(plan.info["value"], rel=1e-12)
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), fraction=st.floats(0, 1), k=st.sampled_from([4, 10]), query_weights=weights)
+def test_a_wanted_effective_size_is_met_by_an_optimum(regularizer, seed, fraction, k, query_weights):
+    whole = build(seed, (3, 10), query_weights, bandwidth=1.0)
+    problem = truncated(whole, k)
+    least = tsds(problem, alpha=1.0, regularizer=regularizer).info["effective_size"]
+    with pytest.raises(ValueError, match="proven enough for") as caught:
+        tsds(problem, effective_size=11, regularizer=regularizer)
+    most = float(str(caught.value).split("enough for ")[1].split(" at")[0])
+    wanted = least + fraction * (most - least) * (1 - 1e-3)
+    if wanted < least:
+        return  # more queries share a candidate at the end of K than at its beginning
+    plan = tsds(problem, effective_size=wanted, scale=2.0, regularizer=regularizer)
+    row_sums_and_probabilities_hold(problem, plan)
+    assert plan.info["effective_size"] >= wanted * (1 - 1e-6)
+    if regularizer != "tv":
+        assert plan.info["effective_size"] == pytest.approx(wanted, rel=1e-6)
+    assert not plan.info["exhausted"]
+    assert plan.info["tau"] == pytest.approx(2.0 * (1 - plan.info["alpha"]) / plan.info["alpha"], rel=1e-6, abs=1e-12)
+    # It is an optimum for its alpha, among all candidates.
+    mass = np.zeros_like(whole.costs_MxK, dtype=np.float64)
+    mass[:, :k] = plan.mass_MxK
+    arguments = {"alpha": plan.info["alpha"], "scale": 2.0, "regularizer": regularizer}
+    value, _ = linear_program(whole, **arguments)
+    assert objective_rt(whole, mass, **arguments) == pytest.approx(value, rel=1e-7, abs=1e-8)
+
+
+def test_tv_takes_the_first_step_of_the_wanted_size():
+    problem = build(16, (3, 60))
+    plan = tsds(problem, effective_size=20, regularizer="tv")
+    tau = plan.info["tau"]
+    before = tsds(problem, alpha=0.5, scale=tau * (1 - 1e-6), regularizer="tv")
+    assert before.info["effective_size"] < 20 <= plan.info["effective_size"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"alpha": 0.5, "effective_size": 5},
+            r"^alpha and effective_size both decide how far the mass spreads: give one of them\.$",
+        ),
+        ({"effective_size": 0.5}, r"^effective_size is 0\.5: give a number at least 1\.$"),
+        (
+            {"effective_size": 1.5},
+            r"^effective_size is 1\.5, but the nearest candidates of the queries alone have 4 \(alpha = 1\): give at "
+            r"least that, or fewer queries\.$",
+        ),
+        (
+            {"effective_size": 39},
+            r"^effective_size is 39, but 3 neighbours a query are proven enough for \d.* at the most: lower "
+            r"effective_size, or raise neighbors\.$",
+        ),
+    ],
+)
+def test_effective_sizes_that_cannot_be(arguments, message):
+    rng = np.random.default_rng(17)
+    queries = 10 * np.eye(4, 5)
+    candidates = np.repeat(queries, 10, axis=0) + rng.normal(size=(40, 5))
+    with pytest.raises(ValueError, match=message):
+        tsds(Problem.from_embeddings(candidates, queries, neighbors=3), **arguments)
+
+
+def test_nothing_is_traced_when_only_real_parameters_change():
+    traces = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: traces.append(event) if "trace" in event else None
+    )
+    candidates, queries = clustered(18, 3, 40)
+
+    def run(alpha, scale, bandwidth, query_weights):
+        problem = Problem.from_embeddings(candidates, queries, bandwidth=bandwidth, query_weights=query_weights)
+        for regularizer in REGULARIZERS:
+            tsds(problem, alpha=alpha, scale=scale, regularizer=regularizer)
+        tsds(problem, effective_size=10 * scale)
+
+    run(0.5, 1.0, 1.0, None)
+    traces.clear()
+    run(0.3, 1.5, 1.1, [1.0, 2.0, 0.5])
+    assert traces == []
+    jax.jit(lambda x: x + 1)(1.0)
+    assert traces  # the listener hears
 
 
 def test_masses_equal_the_linear_program_where_the_optimum_is_unique():
@@ -306,6 +411,49 @@ def test_grown_neighborhoods_reach_the_optimum(regularizer):
     assert 2 < problem.costs_MxK.shape[1] <= 200
     assert not plan.info["exhausted"]
     np.testing.assert_allclose(plan.probabilities(), whole.probabilities(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("regularizer", "densities"), [("kde", 1), ("uniform", 1), ("tv", 1)])
+def test_growth_searches_no_k_twice_and_measures_density_where_it_matters(regularizer, densities, monkeypatch):
+    searched, measured = [], []
+
+    def search(queries, candidates, k):
+        searched.append(k - 1)
+        return nearest_neighbors(queries, candidates, k)
+
+    def measure(points, *, bandwidth, pool):
+        measured.append(len(points))
+        return kernel_density(points, bandwidth=bandwidth, pool=pool)
+
+    monkeypatch.setattr("deft_tsds.problem.nearest_neighbors", search)
+    monkeypatch.setattr("deft_tsds.problem.kernel_density", measure)
+    candidates, queries = clustered(11, 3, 400)
+    optimum = {"alpha": 0.4, "scale": 2.0, "regularizer": regularizer}
+    problem = Problem.from_embeddings(candidates, queries, neighbors=2, bandwidth=0.05, grow=True, **optimum)
+    k = problem.info["neighbors"]
+    assert problem.costs_MxK.shape[1] == k
+    assert problem.info["searches"][0] == 2
+    assert problem.info["searches"][-1] == k
+    assert searched[:-1] == problem.info["searches"][:-1]
+    assert len(searched) == len(problem.info["searches"])
+    assert all(2 * a <= b <= 4 * a or b == 400 for a, b in zip(searched, problem.info["searches"][1:], strict=False))
+    assert len(measured) == densities
+    assert not tsds(problem, **optimum).info["exhausted"]
+    before = Problem.from_embeddings(candidates, queries, neighbors=problem.info["searches"][-2], bandwidth=0.05)
+    assert tsds(before, **optimum).info["exhausted"]
+
+
+def test_growth_that_only_the_densities_ask_for():
+    """Copies crowd the neighbourhoods: each rho is about 50, so K must be about 50 times what rho = 1 needs."""
+    rng = np.random.default_rng(20)
+    candidates = np.repeat(rng.normal(size=(40, 4)), 50, axis=0)
+    queries = rng.normal(size=(2, 4))
+    optimum = {"alpha": 0.5, "scale": 1.0}
+    plain = Problem.from_embeddings(candidates, queries, neighbors=60, grow=True, **optimum)
+    crowded = Problem.from_embeddings(candidates, queries, neighbors=60, bandwidth=0.01, grow=True, **optimum)
+    assert plain.info["searches"] == [60]
+    assert len(crowded.info["searches"]) > 1
+    assert not tsds(crowded, **optimum).info["exhausted"]
 
 
 def test_growth_stops_at_the_whole_pool():
