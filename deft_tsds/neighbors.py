@@ -363,9 +363,10 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
                 _visit(tile, block, survivors, start, guess=False)
                 return
             tile.settle(block, survivors)
-            finer = _Survivors(*tile.rows_TxD.shape, b - first, survivors.k, np.float64)
-            _visit(tile, block, finer, first)
-            return
+            if survivors.dtype == np.float32:
+                _visit(tile, block, _Survivors(*tile.rows_TxD.shape, b - first, survivors.k, np.float64), first)
+                return
+            survivors.begin(tile, block)
         if not (survivors.device and survivors.take_from_device(chunk)):
             survivors.take(survivors.scores(chunk), first)
     if guess_T is not None and not survivors.hold_all(guess_T):
