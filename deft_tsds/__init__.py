@@ -8,6 +8,7 @@ Importing this needs NumPy and JAX alone: never flax, torch or transformers.
 from __future__ import annotations
 
 from deft_tsds import selectors
+from deft_tsds.cost import PlanCost, plan_cost
 from deft_tsds.density import kernel_density
 from deft_tsds.kmeans import KMeans, kmeans
 from deft_tsds.neighbors import Neighbors, nearest_neighbors
@@ -25,6 +26,7 @@ __all__ = [
     "KMeans",
     "Neighbors",
     "Plan",
+    "PlanCost",
     "Pool",
     "Problem",
     "Selection",
@@ -32,6 +34,7 @@ __all__ = [
     "kernel_density",
     "kmeans",
     "nearest_neighbors",
+    "plan_cost",
     "sample",
     "select",
     "selectors",

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from deft_tsds.arrays import as_matrix, check_count, check_same_width
+from deft_tsds.cost import PlanCost, available_memory
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
-from deft_tsds.sampling import check_key
+from deft_tsds.sampling import check_costs, check_key
 
 if TYPE_CHECKING:
     from deft_tsds.data import Examples
@@ -34,12 +35,14 @@ class Pool:
         queries_MxD: float32, one row an example of the target task, or None.
         groups_N: the task of each candidate (any labels), or None.
         costs_N: float64 > 0, what each candidate costs in training (say, tokens), or None.
+        cost_budget: how much the chosen rows may cost together, or None where a number of rows is asked for.
     """
 
     embeddings_NxD: np.ndarray
     queries_MxD: np.ndarray | None = None
     groups_N: np.ndarray | None = None
     costs_N: np.ndarray | None = None
+    cost_budget: int | None = None
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class Pool:
         *,
         groups: Sequence | np.ndarray | None = None,
         costs: Sequence | np.ndarray | None = None,
+        cost_budget: int | None = None,
     ) -> Pool:
         """Check the arguments and make a pool of them. Raises ValueError that names the argument and the row."""
         embeddings_NxD = as_matrix(candidates, "candidates")
@@ -62,23 +66,31 @@ class Pool:
             groups_N = np.asarray(groups)
             if groups_N.shape != (n,):
                 raise ValueError(f"groups has shape {groups_N.shape}: give one label for each of the {n} candidates.")
-        costs_N = None
-        if costs is not None:
-            costs_N = np.asarray(costs, np.float64)
-            if costs_N.shape != (n,):
-                raise ValueError(f"costs has shape {costs_N.shape}: give one number for each of the {n} candidates.")
-            bad = ~(np.isfinite(costs_N) & (costs_N > 0))
-            if bad.any():
-                row = int(np.argmax(bad))
-                raise ValueError(f"costs, row {row}, is {costs_N[row]}: it must be finite and above 0.")
-        return cls(_read_only(embeddings_NxD), _read_only(queries_MxD), _read_only(groups_N), _read_only(costs_N))
+        costs_N = None if costs is None else check_costs(costs, n)
+        if cost_budget is not None:
+            cost_budget = check_count(cost_budget, "cost_budget", 1)
+            if costs_N is None:
+                raise ValueError("cost_budget needs costs: give what each candidate costs, say its tokens.")
+        arrays = (_read_only(array) for array in (embeddings_NxD, queries_MxD, groups_N, costs_N))
+        return cls(*arrays, cost_budget)
+
+    def draw_budget(self, budget: int) -> dict[str, Any]:
+        """The budget as arguments of `sample`: so many rows, or, with a cost budget, so many units of cost."""
+        if self.cost_budget is None:
+            return {"budget": budget}
+        return {"budget": self.cost_budget, "costs": self.costs_N}
 
     def __len__(self) -> int:
         return len(self.embeddings_NxD)
 
 
 class Selector(Protocol):
-    """Chooses `budget` rows of a pool. A class may set `needs_queries = True` to have their absence reported early."""
+    """Chooses `budget` rows of a pool.
+
+    A class may set `needs_queries = True` to have their absence reported early, `takes_cost_budget = True` if it keeps
+    to `pool.cost_budget` (then `budget` is N), and have a method `cost(pool, budget) -> PlanCost`, by which `select`
+    knows before the work whether memory will hold it.
+    """
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection: ...
 
@@ -165,7 +177,8 @@ class Selection:
         )
 
     def to_jsonl(self, examples: Examples, path: str | Path) -> None:
-        """Write the chosen examples, each with its index, weight, score and reason under "selection"."""
+        """Write the chosen examples, a line each: the text, and beside it, under "selection", its index, weight, score
+        and reason."""
         if len(self) and int(self.indices.max()) >= len(examples):
             raise ValueError(
                 f"the selection names row {int(self.indices.max())}, but there are only {len(examples)} examples: give "
@@ -185,33 +198,46 @@ def select(
     queries=None,
     *,
     selector: Selector,
-    budget: int,
+    budget: int | None = None,
     key: jax.Array,
     groups: Sequence | np.ndarray | None = None,
     costs: Sequence | np.ndarray | None = None,
+    cost_budget: int | None = None,
+    memory_budget: int | None = None,
 ) -> Selection:
-    """Choose `budget` of the candidates.
+    """Choose `budget` of the candidates, or as many as cost `cost_budget` together.
 
     Everything is checked before the selector starts, and what it returns is checked after.
+
+    A budget in tokens is an argument of its own and not a kind of `budget`, since a selector that counts rows would
+    take 100,000 tokens for 100,000 rows: those that keep to a cost budget say so, and `select` refuses the others.
 
     Args:
         candidates: [N, D] embeddings: NumPy, JAX or a memory-map.
         queries: [M, D] embeddings of examples of the target task, for selectors that need them.
         selector: `selector(pool, *, budget, key) -> Selection`, say `dt.selectors.DEFT()`.
-        budget: how many to choose, 1 <= budget <= N.
+        budget: how many to choose, 1 <= budget <= N. Give this or `cost_budget`.
         key: `jax.random.key(seed)`; the same key gives the same selection.
         groups: [N] task labels, for selectors that stratify.
         costs: [N] what each candidate costs, > 0; `info["cost"]` is the sum over the chosen.
+        cost_budget: how much the chosen rows may cost together, never more (see `sample` for how near they come).
+        memory_budget: bytes that the selector may need beyond its input; by default what the machine has available
+            (`deft_tsds.cost.available_memory`). Selectors with a method `cost` are held to it.
 
     Returns:
         The `Selection`; its info also holds the selector's name and parameters, budget, pool size and seconds.
 
     Raises:
-        ValueError: bad input, or a selector that returned something else than `budget` distinct rows.
+        ValueError: bad input; a memory budget that cannot hold the plan, with the table of `plan_cost`; or a selector
+            that returned something else than distinct rows within the budget.
     """
-    pool = Pool.of(candidates, queries, groups=groups, costs=costs)
+    pool = Pool.of(candidates, queries, groups=groups, costs=costs, cost_budget=cost_budget)
     name = _name(selector)
-    budget = check_count(budget, "budget", 1)
+    if (budget is None) == (cost_budget is None):
+        raise ValueError("give budget (a number of rows) or cost_budget (with costs), exactly one of them.")
+    if cost_budget is not None and not getattr(selector, "takes_cost_budget", False):
+        raise ValueError(f"{name} counts rows and knows no costs: give budget, or a selector that takes a cost_budget.")
+    budget = len(pool) if budget is None else check_count(budget, "budget", 1)
     if budget > len(pool):
         raise ValueError(f"budget is {budget}, but there are only {len(pool)} candidates: lower it to at most that.")
     key = check_key(key)
@@ -220,17 +246,18 @@ def select(
             f"{name} needs queries: give embeddings of a few examples of the target task, of the same "
             f"{pool.embeddings_NxD.shape[1]} dimensions as the candidates."
         )
+    _check_memory(selector, name, pool, budget, memory_budget)
 
     start = time.perf_counter()
     selection = selector(pool, budget=budget, key=key)
     seconds = time.perf_counter() - start
 
-    _check_result(selection, name, budget, len(pool))
+    _check_result(selection, name, budget, pool)
     info = {
         **selection.info,
         "selector": name,
         "parameters": _parameters(selector),
-        "budget": budget,
+        "budget" if cost_budget is None else "cost_budget": budget if cost_budget is None else pool.cost_budget,
         "candidates": len(pool),
         "chosen": len(selection),
         "seconds": seconds,
@@ -240,8 +267,29 @@ def select(
     return dataclasses.replace(selection, info=info)
 
 
-def _check_result(selection: Any, name: str, budget: int, n: int) -> None:
+def _check_memory(selector: Any, name: str, pool: Pool, budget: int, memory_budget: int | None) -> None:
+    """Refuse, before any work, what the memory cannot hold, as far as the selector says what it needs."""
+    if memory_budget is not None:
+        memory_budget = check_count(memory_budget, "memory_budget", 1)
+    cost = getattr(selector, "cost", None)
+    if not callable(cost):
+        return
+    plan = cost(pool, budget)
+    if not isinstance(plan, PlanCost):
+        raise ValueError(f"the method cost of {name} returned {type(plan).__name__}: it must return a PlanCost.")
+    limit = available_memory() if memory_budget is None else memory_budget
+    if limit is not None and plan.bytes > limit:
+        whose = "is available on this machine" if memory_budget is None else "memory_budget allows"
+        raise ValueError(
+            f"{name} would need about {plan.bytes / 1e9:.3g} GB beyond its input, and {limit / 1e9:.3g} GB {whose}:\n"
+            f"{plan}\nLower neighbors (or the number of queries), choose from a part of the pool, or give a larger "
+            "memory_budget."
+        )
+
+
+def _check_result(selection: Any, name: str, budget: int, pool: Pool) -> None:
     """A selector may be anyone's: hold it to the contract, and name it where it breaks it."""
+    n = len(pool)
     if not isinstance(selection, Selection):
         raise ValueError(f"{name} returned {type(selection).__name__}: it must return a Selection (see Selection.of).")
     rows = selection.indices
@@ -257,7 +305,11 @@ def _check_result(selection: Any, name: str, budget: int, n: int) -> None:
     if counts.max() > 1:
         row = values[np.argmax(counts)]
         raise ValueError(f"{name} returned row {row} {counts.max()} times: give each row once, with a higher weight.")
-    if len(rows) > budget or (len(rows) < budget and "shortfall" not in selection.info):
+    if pool.cost_budget is not None and pool.costs_N is not None:
+        spent = float(pool.costs_N[rows].sum())
+        if spent > pool.cost_budget * (1 + 1e-12):
+            raise ValueError(f"{name} returned rows that cost {spent:g}, above the cost_budget of {pool.cost_budget}.")
+    elif len(rows) > budget or (len(rows) < budget and "shortfall" not in selection.info):
         raise ValueError(
             f"{name} returned {len(rows)} rows for a budget of {budget}: give as many, or fewer and say why under "
             'info["shortfall"].'
@@ -301,13 +353,20 @@ def _name(selector: Any) -> str:
 
 
 def _parameters(selector: Any) -> dict[str, Any]:
-    """Fields of a dataclass, keywords of a partial; what JSON cannot hold is written as its repr."""
+    """Fields of a dataclass (and of those in it), keywords of a partial; what JSON cannot hold is written as its
+    repr."""
     values: dict[str, Any] = {}
     if isinstance(selector, functools.partial):
         values = selector.keywords
     elif dataclasses.is_dataclass(selector):
         values = {field.name: getattr(selector, field.name) for field in dataclasses.fields(selector)}
-    return json.loads(json.dumps(values, default=repr))
+    return json.loads(json.dumps(values, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return repr(value)
 
 
 def _read_only(array: np.ndarray | None) -> Any:

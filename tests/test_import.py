@@ -29,7 +29,7 @@ def test_public_names_exist_and_are_all():
     public.discard("annotations")
     assert public | {"selectors", "__version__"} == set(dt.__all__)
     assert all(hasattr(dt, name) for name in dt.__all__)
-    assert {"DEFT", "TSDS", "Random", "Full"} <= set(dt.selectors.__all__)
+    assert {"DEFT", "TSDS", "Random", "Full", "ShortlistDEFT", "ClusteredTSDS"} <= set(dt.selectors.__all__)
 
 
 def test_functions_win_over_the_modules_of_the_same_name():

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import silhouette_score
 
 import deft_tsds as dt
 from deft_tsds import Selection
 from deft_tsds.sampling import inclusion_probabilities
-from deft_tsds.selectors import DEFT, TSDS, Full, Random
+from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
+from deft_tsds.selectors.clusters import choose_clusters
 
 KEY = jax.random.key(0)
 N, D = 60, 5
@@ -35,12 +37,17 @@ SELECTORS = {
     "deft": Row(DEFT(clusters=3), any_budget=False),
     "deft without a base": Row(DEFT(clusters=3, base=0)),
     "deft mixed": Row(DEFT(clusters=3, base=0, easy=0.4, hard=0.4, random=0.2)),
+    "deft silhouette": Row(DEFT(clusters="silhouette", most_clusters=4, base=0, hard=0.5, random=0.5)),
     # Low alpha spreads the plan over every row, so that no budget is above its support.
     "tsds": Row(TSDS(alpha=1e-3)),
     "tsds few neighbours": Row(TSDS(alpha=1e-3, neighbors=2)),
     "tsds uniform": Row(TSDS(alpha=1e-3, regularizer="uniform")),
     "tsds tv": Row(TSDS(alpha=1e-3, regularizer="tv")),
     "tsds pool": Row(TSDS(alpha=1e-3, density_over="pool")),
+    "tsds filled": Row(TSDS(alpha=0.9, fill="nearest"), stochastic=False),  # at budgets above the support
+    "tsds equal quotas": Row(TSDS(alpha=1e-3, quotas="equal"), needs_groups=True),
+    "deft in the shortlist": Row(ShortlistDEFT(DEFT(clusters=3, base=0), neighbors=60)),
+    "tsds by cluster": Row(ClusteredTSDS(TSDS(alpha=1e-3), clusters=3)),
     "random": Row(Random()),
     "random stratified": Row(Random(stratified=True), needs_groups=True),
     "full": Row(Full(), stochastic=False, whole_pool=True),
@@ -150,7 +157,7 @@ def test_input_stays_as_it_is(row):
 
 def test_missing_queries_name_the_selector():
     for selector in (row.selector for row in SELECTORS.values() if getattr(row.selector, "needs_queries", False)):
-        with pytest.raises(ValueError, match="TSDS needs queries"):
+        with pytest.raises(ValueError, match=f"{type(selector).__name__} needs queries"):
             dt.select(pool_of()[0], selector=selector, budget=3, key=KEY)
 
 
@@ -310,6 +317,105 @@ def test_deft_per_cluster_stays_within_the_budget():
     assert "shortfall" not in selection.info
 
 
+def test_deft_defaults_are_those_of_the_paper():
+    assert (DEFT().clusters, DEFT().base, DEFT().easy, DEFT().hard) == (7, 0.3, 0.0, 1.0)
+
+
+def test_deft_sees_directions_alone():
+    candidates, _, _ = pool_of()
+    # Powers of two, so that the unit rows are equal bit for bit.
+    scale = 2.0 ** np.random.default_rng(5).integers(-3, 4, size=(N, 1))
+    for selector in (DEFT(clusters=3), DEFT(clusters=3, base=0, easy=0.5, hard=0.5)):
+        plain, scaled = (dt.select(x, selector=selector, budget=30, key=KEY) for x in (candidates, candidates * scale))
+        np.testing.assert_array_equal(plain.indices, scaled.indices)
+        assert plain.reasons == scaled.reasons
+
+
+def test_deft_base_and_core_share_no_row():
+    """The clusters are those of the rest: none of their rows is in the base set, and together they are all the rest."""
+    for key in jax.random.split(KEY, 3):
+        _, selection = deft(42, clusters=3, base=0.3, key=key)
+        base = {row for row, _ in parts(selection, "base")}
+        core = {row for row, _ in parts(selection, "hard")}
+        assert not base & core
+        assert (len(base), len(core)) == (18, 24)
+        assert sum(selection.info["cluster_sizes"]) == N - 18
+
+
+def test_deft_takes_whole_alpha_and_beta():
+    """alpha A and beta A where both are whole, from every cluster that has A rows."""
+    selection = dt.select(
+        unequal_pool(), selector=DEFT(clusters=3, base=0, easy=0.25, hard=0.75, per_cluster=12), budget=60, key=KEY
+    )
+    for cluster, size in enumerate(selection.info["cluster_sizes"]):
+        taken = {part: [r for _, r in parts(selection, part) if r["cluster"] == cluster] for part in ("easy", "hard")}
+        if size >= 12:
+            assert {part: len(reasons) for part, reasons in taken.items()} == {"easy": 3, "hard": 9}
+            assert sorted(r["rank"] for r in taken["easy"]) == [1, 2, 3]
+            assert sorted(r["rank"] for r in taken["hard"]) == list(range(size - 8, size + 1))
+        else:  # all it has, each once
+            assert sorted(r["rank"] for reasons in taken.values() for r in reasons) == list(range(1, size + 1))
+
+
+def test_deft_random_arm_is_uniform_within_the_cluster():
+    counts = np.zeros(N)
+    selector = DEFT(clusters=1, base=0, hard=0, random=1)
+    for key in jax.random.split(KEY, 150):
+        counts[dt.select(pool_of()[0], selector=selector, budget=20, key=key).indices] += 1
+    z = (counts - 50) / np.sqrt(150 * (1 / 3) * (2 / 3))
+    assert np.abs(z).max() < 4.8  # 60 binomial counts: level 1e-4
+
+
+def test_deft_mixed_arm_draws_between_the_ends():
+    selector = DEFT(clusters=1, base=0, easy=0.25, hard=0.25, random=0.5)
+    drawn = set()
+    for key in jax.random.split(KEY, 5):
+        selection = dt.select(pool_of()[0], selector=selector, budget=40, key=key)
+        ranks = {part: sorted(r["rank"] for _, r in parts(selection, part)) for part in ("easy", "hard", "random")}
+        assert ranks["easy"] == list(range(1, 11))
+        assert ranks["hard"] == list(range(N - 9, N + 1))
+        assert len(ranks["random"]) == 20
+        assert ranks["random"][0] > 10
+        assert ranks["random"][-1] < N - 9
+        drawn.add(tuple(ranks["random"]))
+    assert len(drawn) == 5
+
+
+def test_silhouette_finds_the_clusters_that_are_there():
+    rng = np.random.default_rng(0)
+    for wanted in (2, 4):
+        labels = np.arange(80) % wanted
+        points = 5 * np.eye(6)[labels] + 0.3 * rng.normal(size=(80, 6))
+        unit = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+        best, tried = choose_clusters(unit, 6, key=KEY)
+        assert [item["clusters"] for item in tried] == [2, 3, 4, 5, 6]
+        assert best == wanted
+        # The clusters are so well apart that the best score is that of the true labels.
+        assert max(item["score"] for item in tried) == pytest.approx(silhouette_score(unit, labels), abs=1e-5)
+        assert (best, tried) == choose_clusters(unit, 6, key=KEY)
+
+
+def test_silhouette_looks_at_a_sample():
+    # 3,000 rows, of which 2,000 are looked at.
+    unit = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(3, size=3000)]
+    assert choose_clusters(unit, 12, key=KEY) == (
+        3,
+        [{"clusters": 2, "score": pytest.approx(0.67, abs=0.05)}, {"clusters": 3, "score": 1.0}],
+    )
+
+
+def test_silhouette_without_clusters():
+    for rows in (np.ones((9, 3)), np.zeros((9, 3)), np.eye(2), np.eye(1)):
+        assert choose_clusters(rows.astype(np.float32), 12, key=KEY) == (1, [])
+
+
+def test_deft_with_the_silhouette():
+    _, selection = deft(20, clusters="silhouette", most_clusters=3, base=0)
+    tried = {item["clusters"]: item["score"] for item in selection.info["kmeans"]["silhouette"]}
+    assert set(tried) == {2, 3}
+    assert selection.info["kmeans"]["clusters"] == max(tried, key=lambda k: tried[k])
+
+
 def test_deft_parameters():
     cases: list[tuple[dict[str, Any], str]] = [
         ({"clusters": 0}, "clusters is 0"),
@@ -318,6 +424,8 @@ def test_deft_parameters():
         ({"easy": 0.5}, "the three shares must sum to 1"),
         ({"hard": -0.5, "easy": 1}, "hard is -0.5"),
         ({"per_cluster": 0}, "per_cluster is 0"),
+        ({"clusters": "elbow"}, "clusters is 'elbow': give a number, or 'silhouette'"),
+        ({"most_clusters": 1}, "most_clusters is 1"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -363,6 +471,125 @@ def test_tsds_reasons_against_the_plan():
     np.testing.assert_array_equal(selection.weights, 1)
 
 
+def test_tsds_names_the_nearest_duplicate():
+    candidates, queries, _ = pool_of()
+    candidates[41] = candidates[7]  # an exact copy
+    candidates[50] = candidates[12] + np.float32(1e-3)
+    selection = dt.select(candidates, queries, selector=TSDS(alpha=1e-3), budget=N, key=KEY)
+    distances = np.linalg.norm(candidates[:, None].astype(np.float64) - candidates, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    for row, reason in zip(selection.indices, selection.reasons, strict=True):
+        assert reason["duplicate"]["row"] == distances[row].argmin()
+        assert reason["duplicate"]["distance"] == pytest.approx(distances[row].min(), rel=1e-5)
+        assert f"nearest other candidate {reason['duplicate']['row']} at distance" in reason["why"]
+    assert selection.reasons[41]["duplicate"] == {"row": 7, "distance": 0.0}
+    # Among the shortlist alone, and None where it holds no other.
+    selection = dt.select(candidates, queries[:1], selector=TSDS(neighbors=1, grow=False), budget=1, key=KEY)
+    assert selection.reasons[0]["duplicate"] is None
+
+
+def test_tsds_fills_up_with_the_nearest():
+    candidates, queries, _ = pool_of()
+    short = dt.select(candidates, queries, selector=TSDS(alpha=0.9, fill="nearest"), budget=40, key=KEY)
+    plan = dt.tsds(dt.Problem.from_embeddings(candidates, queries, bandwidth=0.75), alpha=0.9)
+    support = np.flatnonzero(plan.probabilities())
+    distances = np.linalg.norm(candidates[:, None].astype(np.float64) - queries, axis=-1)
+    rest = np.setdiff1d(np.argsort(distances.min(1), kind="stable"), support, assume_unique=True)
+    np.testing.assert_array_equal(short.indices, np.sort(np.concatenate([support, rest[: 40 - len(support)]])))
+    assert short.info["filled"] == 40 - len(support)
+    for row, reason in zip(short.indices, short.reasons, strict=True):
+        if row in support:
+            assert "filled" not in reason
+        else:
+            assert reason["probability"] == 0
+            assert reason["queries"][0]["query"] == distances[row].argmin()
+            assert reason["queries"][0]["distance"] == pytest.approx(distances[row].min(), rel=1e-5)
+            assert reason["why"].startswith("Fills up the budget")
+    # Where the support is enough, nothing changes.
+    options = {"budget": 2, "key": KEY}
+    plain, filled = (
+        dt.select(candidates, queries, selector=TSDS(alpha=0.9, fill=f), **options) for f in (None, "nearest")
+    )
+    np.testing.assert_array_equal(plain.indices, filled.indices)
+
+
+def test_tsds_quotas_and_caps_by_task():
+    candidates, queries, groups = pool_of()
+    selector = TSDS(alpha=1e-3, quotas={"task 0": 0.5}, caps={"task 1": 2})
+    selection = dt.select(candidates, queries, selector=selector, budget=20, key=KEY, groups=groups)
+    assert [(groups[selection.indices] == f"task {i}").sum() for i in range(3)] == [10, 2, 8]
+    with pytest.raises(ValueError, match="needs groups"):
+        dt.select(candidates, queries, selector=selector, budget=20, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [TSDS(alpha=1e-3), TSDS(alpha=1e-3, replace=True), Random(), ClusteredTSDS(TSDS(alpha=1e-3), clusters=3)],
+)
+def test_cost_budget(selector):
+    candidates, queries, _ = pool_of()
+    costs = np.random.default_rng(6).integers(5, 40, N)
+    selection = dt.select(candidates, queries, selector=selector, key=KEY, costs=costs, cost_budget=300)
+    draws = np.array([reason.get("draws", 1) for reason in selection.reasons])
+    spent = int(costs[selection.indices] @ draws)
+    parts = 3 if isinstance(selector, ClusteredTSDS) else 1
+    assert 300 - 40 * parts < spent <= 300
+    assert selection.info["cost_budget"] == 300
+
+
+def test_tsds_effective_size_and_bandwidth_from_the_data():
+    candidates, queries, _ = pool_of()
+    selection = dt.select(candidates, queries, selector=TSDS(effective_size=30, bandwidth="auto"), budget=15, key=KEY)
+    assert selection.info["plan"]["effective_size"] == pytest.approx(30, rel=0.1)
+    assert selection.info["bandwidth"]["h"] > 0
+    assert selection.info["bandwidth"]["message"]
+
+
+# Hybrids
+
+
+def test_deft_in_the_shortlist_is_deft_of_the_shortlist():
+    candidates, queries, groups = pool_of()
+    inner = DEFT(clusters=3, base=0.2, easy=0.5, hard=0.5)
+    selection = dt.select(
+        candidates, queries, selector=ShortlistDEFT(inner, neighbors=24), budget=15, key=KEY, groups=groups
+    )
+    distances = np.linalg.norm(candidates[:, None].astype(np.float64) - queries, axis=-1)
+    shortlist = np.unique(np.argsort(distances, axis=0)[:24])
+    alone = dt.select(candidates[shortlist], selector=inner, budget=15, key=KEY, groups=groups[shortlist])
+    np.testing.assert_array_equal(selection.indices, shortlist[alone.indices])
+    np.testing.assert_array_equal(selection.scores, alone.scores)
+    assert selection.info["shortlist"] == len(shortlist) < N
+    for row, reason, plain in zip(selection.indices, selection.reasons, alone.reasons, strict=True):
+        assert reason.items() >= {**plain, "why": reason["why"]}.items()
+        assert reason["query"] == distances[row].argmin()
+        assert reason["query_distance"] == pytest.approx(distances[row].min(), rel=1e-5)
+    with pytest.raises(ValueError, match="altogether, fewer than the budget of 50: raise neighbors"):
+        dt.select(candidates, queries, selector=ShortlistDEFT(inner, neighbors=5), budget=50, key=KEY)
+
+
+def test_tsds_by_cluster_gives_each_cluster_its_part():
+    candidates = unequal_pool()
+    queries = candidates[:3]  # all in the cluster of 40
+    inner = TSDS(alpha=0.01, regularizer="uniform")
+    plain = dt.select(candidates, queries, selector=inner, budget=21, key=KEY)
+    selection = dt.select(candidates, queries, selector=ClusteredTSDS(inner, clusters=3), budget=21, key=KEY)
+    direction = np.repeat([0, 1, 2], [40, 16, 4])
+    # Seven from each; the cluster of 4 lacks 3, which the others share.
+    counts = np.bincount(direction[selection.indices], minlength=3)
+    assert counts.sum() == 21
+    assert counts[2] == 4
+    assert abs(counts[0] - counts[1]) == 1
+    assert np.bincount(direction[plain.indices], minlength=3)[0] > counts[0]
+    size = {0: 40, 1: 16, 2: 4}
+    for row, reason in zip(selection.indices, selection.reasons, strict=True):
+        assert reason["cluster_size"] == size[direction[row]]
+        assert reason["probability"] > 0
+    assert sorted(selection.info["cluster_chosen"]) == sorted(counts.tolist())
+    with pytest.raises(ValueError, match="ClusteredTSDS gives each cluster its quota"):
+        ClusteredTSDS(TSDS(quotas="equal"))
+
+
 def test_tsds_with_replacement_counts_the_draws():
     _, _, selection, _, plan = tsds(40, replace=True)
     draws = np.array([reason["draws"] for reason in selection.reasons])
@@ -400,6 +627,10 @@ def test_tsds_parameters():
         ({"neighbors": 0}, "neighbors is 0"),
         ({"regularizer": "kl"}, "regularizer is 'kl': choose one of kde, uniform, tv"),
         ({"density_over": "all"}, "density_over is 'all'"),
+        ({"fill": "far"}, "fill is 'far'"),
+        ({"fill": "nearest", "replace": True}, "fill is for draws without replacement"),
+        ({"alpha": 0.5, "effective_size": 9}, "give one of them"),
+        ({"effective_size": 0.5}, "effective_size is 0.5"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from deft_tsds.apportion import largest_remainder
-from deft_tsds.arrays import check_count, check_real, normalize_rows, row_blocks
-from deft_tsds.kmeans import kmeans
+from deft_tsds.arrays import check_count, check_real, normalize_rows
+from deft_tsds.cost import PlanCost, clustering_cost
 from deft_tsds.sampling import generator_of, sample_stratified
 from deft_tsds.selection import Pool, Selection
+from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, cosine_distances
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class DEFT:
     sum to A.
     """
 
-    clusters: int = 7
-    """K, the number of clusters; at most the number of rows outside the base set is used."""
+    clusters: Clusters = 7
+    """K, the number of clusters; at most the number of rows outside the base set is used. "silhouette" chooses the K
+    whose clusters are best told apart on a sample, from 2 to `most_clusters`; info has the score of each."""
 
     base: float = 0.3
     """Share of the whole pool (not of the budget) that is drawn as the base set: by group in proportion to the
@@ -51,8 +53,11 @@ class DEFT:
     the budget. None divides the budget that the base set leaves evenly, hands on what small clusters lack, and meets
     the budget exactly."""
 
+    most_clusters: int = 12
+    """The largest K that "silhouette" tries."""
+
     def __post_init__(self) -> None:
-        check_count(self.clusters, "clusters", 1)
+        check_clusters(self.clusters, self.most_clusters)
         for name in ("base", "easy", "hard", "random"):
             check_real(getattr(self, name), name, at_least=0, at_most=1)
         if not math.isclose(self.easy + self.hard + self.random, 1, abs_tol=1e-6):
@@ -73,6 +78,11 @@ class DEFT:
                 f"above {base_count}, or use Random(stratified=True) for a base set alone."
             )
 
+    def cost(self, pool: Pool, budget: int) -> PlanCost:
+        """What the clustering will need (see `deft_tsds.cost`)."""
+        clusters = self.most_clusters if isinstance(self.clusters, str) else self.clusters
+        return clustering_cost(len(pool), pool.embeddings_NxD.shape[1], clusters)
+
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         n = len(pool)
         self.check_budget(budget, n)
@@ -82,7 +92,9 @@ class DEFT:
 
         rest = np.setdiff1d(np.arange(n), base_rows)
         unit_RxD = normalize_rows(pool.embeddings_NxD[rest])
-        clustering = kmeans(unit_RxD, min(self.clusters, len(rest)), key=key_clusters)
+        clustering, clustering_info = cluster_rows(
+            unit_RxD, self.clusters, most_clusters=self.most_clusters, key=key_clusters
+        )
         distance_R = cosine_distances(unit_RxD, clustering.centroids_KxD, clustering.labels_N)
         counts_K = self._counts(clustering.sizes_K, budget - base_count)
         generator = generator_of(key_random)
@@ -95,12 +107,7 @@ class DEFT:
             "base": base_count,
             "cluster_sizes": clustering.sizes_K.tolist(),
             "cluster_chosen": counts_K.tolist(),
-            "kmeans": {
-                "clusters": len(counts_K),
-                "inertia": clustering.inertia,
-                "iterations": clustering.iterations,
-                "converged": clustering.converged,
-            },
+            "kmeans": clustering_info,
         }
         if len(chosen) < budget:
             info["shortfall"] = (
@@ -172,13 +179,3 @@ class DEFT:
                 }
                 chosen.append((int(rows[member]), score, reason))
         return chosen
-
-
-def cosine_distances(unit_NxD: np.ndarray, centroids_KxD: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """float64 [N], 1 - cos(x_i, c_label(i)) for rows of unit length; 1 where the centroid or the row is zero."""
-    norms_K = np.linalg.norm(centroids_KxD.astype(np.float64), axis=1)
-    directions_KxD = centroids_KxD / np.where(norms_K > 0, norms_K, 1)[:, None]
-    distance_N = np.empty(len(unit_NxD))
-    for rows in row_blocks(len(unit_NxD), row_bytes=16 * unit_NxD.shape[1]):
-        distance_N[rows] = 1 - np.einsum("nd,nd->n", unit_NxD[rows], directions_KxD[labels_N[rows]], dtype=np.float64)
-    return distance_N

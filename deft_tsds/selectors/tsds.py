@@ -5,19 +5,21 @@ Reference: "TSDS: Data Selection for Task-Specific Model Finetuning", arXiv 2410
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
 
 from deft_tsds.arrays import check_count, check_real
+from deft_tsds.cost import PlanCost, plan_cost
+from deft_tsds.neighbors import nearest_neighbors
 from deft_tsds.problem import DensityOver, Plan, Problem
 from deft_tsds.sampling import inclusion_probabilities, sample
 from deft_tsds.selection import Pool, Selection
+from deft_tsds.selectors.reasons import plan_reasons
 from deft_tsds.tsds import Regularizer, tsds, tsds_grown
-
-_QUERIES_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,16 @@ class TSDS:
     sample of the paper with its repeats put together.
     """
 
-    alpha: float = 0.5
-    """Weight of being near to the queries against diversity, in (0, 1]; lower spreads over more candidates."""
+    alpha: float | None = None
+    """Weight of being near to the queries against diversity, in (0, 1]; lower spreads over more candidates. None is
+    0.5, or what `effective_size` asks for."""
 
     scale: float = 5.0
     """C, the scale of the distances; only C (1 - alpha) / alpha matters."""
 
-    bandwidth: float = 0.75
-    """h, the distance below which two candidates count as near-duplicates (regularizer "kde" only)."""
+    bandwidth: float | Literal["auto"] = 0.75
+    """h, the distance below which two candidates count as near-duplicates (regularizer "kde" only); "auto" proposes
+    one from the near-duplicates that the shortlist shows, and info says what it saw."""
 
     neighbors: int = 5000
     """K, the nearest candidates that each query considers; at most all of them."""
@@ -53,91 +57,106 @@ class TSDS:
     grow: bool = True
     """Double `neighbors` as often as the optimum needs it; without that, a plan that is not optimal says so in info."""
 
+    fill: Literal["nearest"] | None = None
+    """What to do when fewer rows have a probability than the budget asks for: None is an error that names the knobs,
+    "nearest" takes all of them, and then the candidates nearest to any query."""
+
+    quotas: dict[str, int | float] | Literal["equal"] | None = None
+    """Per group, a number of rows or a share of the budget, or "equal" for the same from each (see `sample`). Needs
+    groups."""
+
+    caps: dict[str, int | float] | None = None
+    """Per group, the most rows or the largest share of the budget. Needs groups."""
+
+    effective_size: float | None = None
+    """In place of alpha: how diverse the plan should be, as a number of equally likely candidates (see `tsds`). Then
+    `neighbors` does not grow; an error says when it is too small."""
+
     needs_queries: ClassVar[bool] = True
+    takes_cost_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_real(self.alpha, "alpha", above=0, at_most=1)
+        if self.alpha is not None and self.effective_size is not None:
+            raise ValueError("alpha and effective_size both decide how far the mass spreads: give one of them.")
+        if self.alpha is not None:
+            check_real(self.alpha, "alpha", above=0, at_most=1)
+        if self.effective_size is not None:
+            check_real(self.effective_size, "effective_size", at_least=1)
         check_real(self.scale, "scale", above=0)
-        check_real(self.bandwidth, "bandwidth", above=0)
+        if self.bandwidth != "auto":
+            check_real(self.bandwidth, "bandwidth", above=0)
         check_count(self.neighbors, "neighbors", 1)
         for name, choices in (("regularizer", get_args(Regularizer)), ("density_over", get_args(DensityOver))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+        if self.fill not in (None, "nearest"):
+            raise ValueError(f"fill is {self.fill!r}: give 'nearest' or None.")
+        if self.fill is not None and self.replace:
+            raise ValueError("fill is for draws without replacement: with replace=True no draw falls short.")
+
+    def cost(self, pool: Pool, budget: int) -> PlanCost:
+        """What the stages will need with the neighbours asked for (see `deft_tsds.cost`); each doubling by `grow`
+        doubles what depends on K."""
+        m, d = pool.queries_MxD.shape
+        density_over = self.density_over if self.regularizer == "kde" else None
+        return plan_cost(len(pool), m, d, self.neighbors, budget=budget, density_over=density_over)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
+        draw = pool.draw_budget(budget)
+        if self.quotas is not None or self.caps is not None:
+            if pool.groups_N is None:
+                raise ValueError("TSDS(quotas=..., caps=...) needs groups: give one label a candidate.")
+            draw |= {"groups": pool.groups_N, "quotas": self.quotas, "caps": self.caps}
         problem, plan = self._solve(pool)
         probability_N = plan.probabilities()
+        if self.fill == "nearest":
+            draw["fill"] = _nearest_first(pool)
+        drawn = sample(probability_N, key=key, replace=self.replace, **draw)
+        rows, draws = np.unique(drawn, return_counts=True)
         info: dict[str, Any] = {
             "plan": plan.info,
             "neighbors_asked": min(self.neighbors, len(pool)),
             "neighbors_used": int(problem.costs_MxK.shape[1]),
             "shortlist": len(problem.shortlist_U),
+            "filled": int((probability_N[rows] == 0).sum()),
         }
-        drawn = sample(probability_N, budget, key=key, replace=self.replace)
-        rows, draws = np.unique(drawn, return_counts=True)
+        if self.bandwidth == "auto" and self.regularizer == "kde":
+            # As JSON has it: lists for tuples.
+            info["bandwidth"] = json.loads(
+                json.dumps({"h": problem.info["bandwidth"], **problem.info["bandwidth_found"]})
+            )
         if self.replace:
-            chance = [{"draws": int(count)} for count in draws]
-            weights = draws
-            if len(rows) < budget:
+            chances = [{"draws": int(count)} for count in draws]
+            if len(rows) < len(drawn):
                 info["shortfall"] = (
-                    f"{budget} draws with replacement gave {len(rows)} distinct rows, weighted by their draws."
+                    f"{len(drawn)} draws with replacement gave {len(rows)} distinct rows, weighted by their draws."
                 )
         else:
-            inclusion_N = inclusion_probabilities(probability_N, budget)
-            chance = [{"inclusion": float(inclusion_N[row])} for row in rows]
-            weights = None
-        reasons = self._reasons(problem, plan, rows, probability_N[rows], chance)
+            inclusion_N = inclusion_probabilities(probability_N, **draw)
+            chances = [{"inclusion": float(inclusion_N[row])} for row in rows]
+        reasons = plan_reasons(pool, problem, plan, rows, chances, density=self.regularizer == "kde")
+        weights = draws if self.replace else None
         return Selection.of(rows, weights=weights, scores=probability_N[rows], reasons=reasons, info=info)
 
     def _solve(self, pool: Pool) -> tuple[Problem, Plan]:
+        arrays = (pool.embeddings_NxD, pool.queries_MxD)
         neighborhoods: dict[str, Any] = {
             "neighbors": self.neighbors,
             "bandwidth": self.bandwidth if self.regularizer == "kde" else None,
             "density_over": self.density_over,
         }
-        optimum: dict[str, Any] = {"alpha": self.alpha, "scale": self.scale, "regularizer": self.regularizer}
-        if self.grow:
-            return tsds_grown(pool.embeddings_NxD, pool.queries_MxD, **optimum, **neighborhoods)
-        problem = Problem.from_embeddings(pool.embeddings_NxD, pool.queries_MxD, **neighborhoods)
+        optimum: dict[str, Any] = {"scale": self.scale, "regularizer": self.regularizer}
+        if self.effective_size is None:
+            optimum["alpha"] = 0.5 if self.alpha is None else self.alpha
+            if self.grow:
+                return tsds_grown(*arrays, **optimum, **neighborhoods)
+        else:
+            optimum["effective_size"] = self.effective_size
+        problem = Problem.from_embeddings(*arrays, **neighborhoods)
         return problem, tsds(problem, **optimum)
 
-    def _reasons(
-        self, problem: Problem, plan: Plan, rows: np.ndarray, probabilities: np.ndarray, chance: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """For each chosen row: its probability, its density, and the queries that pour the most of its mass."""
-        place = np.searchsorted(problem.shortlist_U, rows)
-        chosen_U = np.full(len(problem.shortlist_U), -1)
-        chosen_U[place] = np.arange(len(rows))
-        chosen_MxK = chosen_U[problem.index_MxK]
-        query, neighbor = np.nonzero((chosen_MxK >= 0) & (plan.mass_MxK > 0))
-        owner = chosen_MxK[query, neighbor]
-        share = plan.mass_MxK[query, neighbor] / probabilities[owner]
-        distance = problem.costs_MxK[query, neighbor]
-        # By row, then by share; filled neighbours have equal shares up to rounding: then the nearer query goes first.
-        order = np.lexsort((query, distance, -np.round(share, 9), owner))
-        query, neighbor, share, distance = query[order], neighbor[order], share[order], distance[order]
-        ends = np.searchsorted(owner[order], np.arange(len(rows) + 1))
 
-        reasons = []
-        for b, probability in enumerate(probabilities.tolist()):
-            queries = [
-                {
-                    "query": int(query[e]),
-                    "share": float(share[e]),
-                    "distance": float(distance[e]),
-                    "rank": int(neighbor[e]) + 1,
-                }
-                for e in range(ends[b], min(ends[b] + _QUERIES_NAMED, ends[b + 1]))
-            ]
-            first, served = queries[0], int(ends[b + 1] - ends[b])
-            why = (
-                f"Serves {served} {'query' if served == 1 else 'queries'}, first of all query {first['query']} "
-                f"({first['share']:.0%} of its mass; neighbour {first['rank']} at distance {first['distance']:.3f}); "
-                f"probability {probability:.3g}"
-            )
-            reason = {"probability": probability, **chance[b], "queries_served": served, "queries": queries}
-            if self.regularizer == "kde":
-                reason["density"] = float(problem.density_U[place[b]])
-                why += f", density {reason['density']:.2f} (1 is a row without near-duplicates)"
-            reasons.append({"why": why + ".", **reason})
-        return reasons
+def _nearest_first(pool: Pool) -> np.ndarray:
+    """All rows of the pool, by their distance to the nearest query; ties by lower row."""
+    found = nearest_neighbors(pool.embeddings_NxD, pool.queries_MxD, 1)
+    return np.argsort(found.distances_MxK[:, 0], kind="stable")

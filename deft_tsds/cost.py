@@ -1,0 +1,150 @@
+"""What a selection will need: bytes and operations by stage, known from the sizes alone, before anything runs.
+
+The formulas follow the code: a byte count is that of the arrays which a stage holds at its peak, an operation count is
+that of its matrix products. They are upper bounds, since they cannot know how far neighbourhoods overlap or how much of
+a density is pruned, and are tested to lie within a factor of 3 of what small problems really take. With L = M K:
+
+    neighbours    24 L (8-byte keys of distance and index, and both taken apart), for each thread a tile of 256 queries
+                  with at most 2 K + 4,096 survivors of 48 bytes, and 5 N marks to number the shortlist
+    density       the shortlist and two copies of it, centred and sorted: 12 U D; tiles of 64 MB; 8 L kept
+    closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan
+    draw          16 L kept, 64 N of probabilities, orders and costs, and to explain: 12 L more and the shortlist, 4 U D
+    k-means       the rows at unit length and on the device, 8 N D; 4 N (K + 8 (2 + log K)) of distances
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deft_tsds.arrays import check_count
+
+_TILE_QUERIES = 256
+_CHUNK_CANDIDATES = 4096
+_SURVIVOR_BYTES = 48
+_DENSITY_TILES = 64 * 2**20
+_KMEANS_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of a selection."""
+
+    name: str
+    bytes: int
+    """The most memory in use while the stage runs, beyond candidates and queries: its own arrays, and what is kept of
+    the stages before it."""
+    operations: int
+    """Floating-point operations, an upper bound."""
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """The stages of a selection in the order in which they run. Prints as a table."""
+
+    stages: tuple[StageCost, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The most memory that any stage needs: what a memory budget has to hold."""
+        return max(stage.bytes for stage in self.stages)
+
+    @property
+    def operations(self) -> int:
+        """The operations of all stages."""
+        return sum(stage.operations for stage in self.stages)
+
+    def __add__(self, other: PlanCost) -> PlanCost:
+        """One plan, then the other."""
+        return PlanCost(self.stages + other.stages)
+
+    def __str__(self) -> str:
+        rows = [(stage.name, stage.bytes, stage.operations) for stage in self.stages]
+        rows.append(("peak, and sum", self.bytes, self.operations))
+        lines = [f"{'stage':<16}{'GB':>10}{'GFLOP':>14}"]
+        lines += [f"{name:<16}{size / 1e9:>10.3f}{operations / 1e9:>14,.1f}" for name, size, operations in rows]
+        return "\n".join(lines)
+
+
+def plan_cost(
+    n: int,
+    m: int,
+    d: int,
+    k: int,
+    *,
+    budget: int = 1,
+    shortlist: int | None = None,
+    density_over: str | None = "shortlist",
+    clusters: int | None = None,
+) -> PlanCost:
+    """What TSDS needs, stage by stage: neighbours, density, closed form, draw; and k-means, if clusters are asked for.
+
+    Args:
+        n: N candidates.
+        m: M queries.
+        d: D dimensions.
+        k: K neighbours of a query; a K above N means all N.
+        budget: B rows to draw. Each looks for its nearest duplicate in the shortlist.
+        shortlist: U, the distinct candidates in all neighbourhoods; by default its upper bound min(N, M K).
+        density_over: "shortlist" or "pool", or None for plans without densities (regularizers "uniform" and "tv").
+        clusters: number of k-means clusters of the pool, or None.
+
+    Returns:
+        PlanCost; `print` shows it as a table.
+
+    Raises:
+        ValueError: a size below 1, a budget or a shortlist above N, unknown density_over.
+    """
+    n, m, d = check_count(n, "n", 1), check_count(m, "m", 1), check_count(d, "d", 1)
+    k = min(check_count(k, "k", 1), n)
+    budget = check_count(budget, "budget", 1, n)
+    places = m * k
+    u = min(n, places) if shortlist is None else check_count(shortlist, "shortlist", 1, n)
+    if density_over not in ("shortlist", "pool", None):
+        raise ValueError(f"density_over is {density_over!r}: choose one of shortlist, pool, None.")
+
+    stages = list(clustering_cost(n, d, clusters).stages) if clusters is not None else []
+    stages += neighbors_cost(n, m, d, k).stages
+    if density_over is not None:
+        pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist each pair serves both its rows
+        stages.append(StageCost("density", 8 * places + 12 * u * d + _DENSITY_TILES, pairs * d))
+    stages.append(StageCost("closed form", 32 * places, 20 * places))
+    draw_bytes = 16 * places + 64 * n + max(12 * places, 4 * u * d)
+    stages.append(StageCost("draw, reasons", draw_bytes, n * math.ceil(math.log2(n + 1)) + 2 * budget * u * d))
+    return PlanCost(tuple(stages))
+
+
+def neighbors_cost(n: int, m: int, d: int, k: int) -> PlanCost:
+    """What `nearest_neighbors` and the numbering of the shortlist need, without a block read from disk."""
+    k = min(k, n)
+    threads = min(os.cpu_count() or 1, -(-m // _TILE_QUERIES))
+    survivors = min(m, _TILE_QUERIES) * min(2 * k + _CHUNK_CANDIDATES, 3 * n)
+    size = 24 * m * k + threads * survivors * _SURVIVOR_BYTES + 5 * n
+    return PlanCost((StageCost("neighbours", size, 2 * m * n * d),))
+
+
+def clustering_cost(n: int, d: int, clusters: int) -> PlanCost:
+    """What k-means of rows of unit length needs; the operations are those of 100 iterations, most fits need fewer."""
+    clusters = min(clusters, n)
+    tries = 8 * (2 + int(math.log(clusters)))
+    operations = _KMEANS_ITERATIONS * 4 * n * clusters * d + 2 * n * clusters * tries * d
+    return PlanCost((StageCost("k-means", 8 * n * d + 4 * n * (clusters + tries), operations),))
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping: MemAvailable of /proc/meminfo, else the free pages that `os.sysconf`
+    reports, else None (then nothing is known, and `select` checks against a given memory_budget alone).
+
+    Of a limit on a container, neither knows: give `select` a memory_budget there.
+    """
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # no such function (Windows), or no such name (macOS)
+        return None
