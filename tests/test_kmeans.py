@@ -16,7 +16,7 @@ from sklearn.cluster import kmeans_plusplus
 from deft_tsds import kmeans as public_kmeans
 from deft_tsds.kmeans import kmeans
 
-MODULE: Any = importlib.import_module("deft_tsds.kmeans")  # `deft_tsds.kmeans` as an attribute is the function
+PROGRAMS: Any = importlib.import_module("deft_tsds.kmeans_programs")
 KEY = jax.random.key(0)
 
 
@@ -90,7 +90,7 @@ def test_filling_rows_change_nothing(monkeypatch):
     points = mixture(1000, 6, 5)
     whole = kmeans(points, 5, key=KEY, init=points[:5])
     for rows in (300, 7):
-        monkeypatch.setattr(MODULE, "_BLOCK_ROWS", rows)
+        monkeypatch.setattr(PROGRAMS, "BLOCK_ROWS", rows)
         blocks = kmeans(points, 5, key=KEY, init=points[:5])
         np.testing.assert_array_equal(blocks.labels_N, whole.labels_N)
         np.testing.assert_allclose(blocks.centroids_KxD, whole.centroids_KxD, atol=1e-5)
@@ -99,7 +99,7 @@ def test_filling_rows_change_nothing(monkeypatch):
 
 
 def test_plus_plus_never_draws_a_filling_row(monkeypatch):
-    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(PROGRAMS, "BLOCK_ROWS", 16)
     points = 10 + mixture(17, 4, 3)  # 15 of 32 rows are filling, at the mean of the points
     for seed in range(20):
         result = kmeans(points, 17, key=jax.random.key(seed), max_iterations=1)
@@ -122,14 +122,14 @@ def test_plus_plus_is_as_good_as_sklearn():
 def test_first_center_is_uniform(monkeypatch):
     """k = 1 and one iteration tell nothing of the start, so look at the start itself: chi-square at level 1e-4."""
     starts = []
-    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 4)
-    lloyd = MODULE._lloyd
+    monkeypatch.setattr(PROGRAMS, "BLOCK_ROWS", 4)
+    lloyd = PROGRAMS.lloyd
 
-    def spy(points, weights, centroids, *rest):
+    def spy(points, n, centroids, *rest):
         starts.append(np.asarray(centroids))
-        return lloyd(points, weights, centroids, *rest)
+        return lloyd(points, n, centroids, *rest)
 
-    monkeypatch.setattr(MODULE, "_lloyd", spy)
+    monkeypatch.setattr(PROGRAMS, "lloyd", spy)
     points = np.arange(10, dtype=np.float32)[:, None]
     for seed in range(600):
         kmeans(points, 1, key=jax.random.key(seed), max_iterations=1)
