@@ -55,7 +55,7 @@ def tsds(
 
     Raises:
         ValueError: alpha, scale or regularizer out of range; alpha and effective_size together; an effective size
-            below that of the nearest candidates alone, or above what is proven within the K neighbours.
+            below that of the nearest candidates alone, or above that of the last optimum proven within K neighbours.
     """
     if effective_size is not None and alpha is not None:
         raise ValueError("alpha and effective_size both decide how far the mass spreads: give one of them.")
@@ -184,8 +184,8 @@ def _of_size(path: Optima, wanted: float, shortlist: int) -> tuple[float, Optimu
     tau, optimum = path.along(high)
     if (most := size(optimum)) < wanted * (1 - _SIZE_TOLERANCE):
         raise ValueError(
-            f"effective_size is {wanted:g}, but {path.rows.k} neighbours a query are proven enough for {most:.4g} at "
-            "the most: lower effective_size, or raise neighbors."
+            f"effective_size is {wanted:g}, but the optima that are proven within {path.rows.k} neighbours a query end "
+            f"at {most:.4g}: lower effective_size, or raise neighbors."
         )
     while high - low > _SIZE_TOLERANCE * high:
         middle = (low + high) / 2
