@@ -7,17 +7,19 @@ Importing this needs NumPy and JAX alone: never flax, torch or transformers.
 
 from __future__ import annotations
 
-from deft_tsds import selectors
+from deft_tsds import selectors, terms
 from deft_tsds.cost import PlanCost, plan_cost
 from deft_tsds.density import kernel_density
 from deft_tsds.kmeans import KMeans, kmeans
 from deft_tsds.neighbors import Neighbors, nearest_neighbors
+from deft_tsds.objective import Objective, Term
 from deft_tsds.problem import Plan, Problem
 from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
+from deft_tsds.solve import solve, sweep
 
-# `kmeans` and `tsds` name a module and the function in it. A module becomes an attribute of the package when it is
-# first loaded, so the functions, bound after that, are what `dt.kmeans` and `dt.tsds` mean.
+# `kmeans`, `solve` and `tsds` name a module and the function in it. A module becomes an attribute of the package when
+# it is first loaded, so the functions, bound after that, are what `dt.kmeans`, `dt.solve` and `dt.tsds` mean.
 from deft_tsds.tsds import tsds
 
 __version__ = "0.1.0"
@@ -25,11 +27,13 @@ __version__ = "0.1.0"
 __all__ = [
     "KMeans",
     "Neighbors",
+    "Objective",
     "Plan",
     "PlanCost",
     "Pool",
     "Problem",
     "Selection",
+    "Term",
     "__version__",
     "kernel_density",
     "kmeans",
@@ -38,5 +42,8 @@ __all__ = [
     "sample",
     "select",
     "selectors",
+    "solve",
+    "sweep",
+    "terms",
     "tsds",
 ]

@@ -20,14 +20,25 @@ def run(code: str) -> str:
 
 
 def test_import_needs_no_model_library():
-    heavy = ["flax", "torch", "transformers", "datasets", "sentence_transformers", "sklearn", "optax", "orbax", "grain"]
+    heavy = [
+        "flax",
+        "torch",
+        "transformers",
+        "datasets",
+        "sentence_transformers",
+        "sklearn",
+        "optax",
+        "orbax",
+        "grain",
+        "ott",
+    ]
     assert run(f"import sys, deft_tsds; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 def test_public_names_exist_and_are_all():
     public = {name for name, value in vars(dt).items() if name[0] != "_" and not isinstance(value, types.ModuleType)}
     public.discard("annotations")
-    assert public | {"selectors", "__version__"} == set(dt.__all__)
+    assert public | {"selectors", "terms", "__version__"} == set(dt.__all__)
     assert all(hasattr(dt, name) for name in dt.__all__)
     assert {"DEFT", "TSDS", "Random", "Full", "ShortlistDEFT", "ClusteredTSDS"} <= set(dt.selectors.__all__)
 
