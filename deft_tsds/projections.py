@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,9 @@ _CUTS, _ROUNDS = 15, 12  # 16^12 = 2^48 parts of the interval of t
 
 class Region(Protocol):
     """A set of plans and a function g on it. A pytree, all of whose numbers are traced."""
+
+    growth: ClassVar[float]
+    """By how much one step may exceed the one before."""
 
     def start(self) -> Any:
         """Multipliers to begin with."""
@@ -66,6 +69,8 @@ class Free:
     """Rows that sum to 1, and nothing else."""
 
     weights_M: Any
+
+    growth: ClassVar[float] = 100.0
 
     def start(self):
         return ()
@@ -96,6 +101,8 @@ class Marginal:
     limit_U: Any
     at_most: Any
     """Whether p_j may be below its limit, a bool array."""
+
+    growth: ClassVar[float] = 2.0  # scaling is slow where the prices of the step before are no near guess
 
     def start(self):
         return jnp.zeros_like(self.limit_U)
@@ -150,6 +157,8 @@ class Box:
     least: Any
     """1/Z where candidates lie beyond the K, since those deviate by that much; else 0."""
     weight: Any
+
+    growth: ClassVar[float] = 100.0
 
     def start(self):
         return jnp.zeros_like(self.weights_M)
@@ -266,6 +275,8 @@ class Tv:
     beyond: Any
     """(N - K) / N, what candidates beyond the K of a query are short of."""
     weight: Any
+
+    growth: ClassVar[float] = 100.0
 
     def start(self):
         return jnp.zeros_like(self.weights_M)

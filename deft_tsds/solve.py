@@ -38,7 +38,7 @@ from deft_tsds.objective import Objective
 from deft_tsds.problem import Plan, Problem
 from deft_tsds.projections import Box, Free, Marginal, Region, Tv
 
-_GROWTH, _SHRINKAGE, _SAFETY = 100.0, 0.1, 0.9
+_SHRINKAGE, _SAFETY = 0.1, 0.9
 _LONGEST = 1e9
 _ROUNDING = 1e-13
 _NEAR_ZERO = 1e-3
@@ -240,7 +240,7 @@ def _descend(
         ratio = divergence / (state.step * jnp.maximum(excess, noise))
         # An excess that is rounding alone says nothing against the step.
         lowest = jnp.where(jnp.abs(excess) <= noise, 1.0, _SHRINKAGE)
-        growth = jnp.where(jnp.isfinite(ratio), jnp.clip(_SAFETY * ratio, lowest, _GROWTH), lowest)
+        growth = jnp.where(jnp.isfinite(ratio), jnp.clip(_SAFETY * ratio, lowest, region.growth), lowest)
         new_step = jnp.minimum(state.step * growth, _LONGEST * first_step)
         kept = (state.log_r, state.smooth, state.slopes, state.value)
         moved = jax.tree.map(partial(jnp.where, taken), (log_y, smooth_y, slopes_y, value_y), kept)
