@@ -272,7 +272,7 @@ def _reference(reference_N: Any, plan: Plan, problem: Problem) -> jax.Array:
 
 def _times_log(x: jax.Array, reference: Any) -> jax.Array:
     """x log(x / reference), 0 at 0, where the derivative stays finite."""
-    return x * jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny) / reference)
+    return x * (jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny)) - jnp.log(reference))
 
 
 KINKED = frozenset({uniform_deviation, kde_deviation, tv_deviation})

@@ -91,9 +91,10 @@ def test_gradient_is_that_of_finite_differences(name):
     for _ in range(3):
         direction = rng.normal(size=mass.shape)
         direction -= direction.mean(axis=1, keepdims=True)  # plans keep their row sums
-        h = 1e-5 if name != "sinkhorn_divergence" else 1e-4
+        # The value of a Sinkhorn iteration is good to 1e-9: it takes a wider difference.
+        h, off = (1e-3, 2e-5) if name == "sinkhorn_divergence" else (1e-5, 1e-6)
         slope = (value(term, mass + h * direction) - value(term, mass - h * direction)) / (2 * h)
-        assert float(np.sum(gradient * direction)) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+        assert float(np.sum(gradient * direction)) == pytest.approx(slope, rel=1e-5, abs=off)
 
 
 @EVERY
