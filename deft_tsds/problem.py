@@ -72,7 +72,7 @@ class Problem:
             density_over: rho sums over the "shortlist" (as the authors' code does) or over the whole "pool" (as the
                 paper defines it; U N D operations).
             query_weights: [M] above 0, made to sum to 1; None weighs all queries alike.
-            grow: whether to search again with more neighbours, 2 to 4 times as many by how much was missing, until
+            grow: whether to search again with more neighbours, up to 4 times as many by how much was missing, until
                 `tsds` with the following arguments finds its optimum among them (with K = N it always does).
             alpha, scale, regularizer: the optimum that `grow` is for; not read without it. An optimum of a higher
                 alpha or a lower scale needs no more neighbours than this one.
