@@ -71,8 +71,9 @@ class Pool:
             cost_budget = check_count(cost_budget, "cost_budget", 1)
             if costs_N is None:
                 raise ValueError("cost_budget needs costs: give what each candidate costs, say its tokens.")
-        arrays = (_read_only(array) for array in (embeddings_NxD, queries_MxD, groups_N, costs_N))
-        return cls(*arrays, cost_budget)
+        return cls(
+            _read_only(embeddings_NxD), _read_only(queries_MxD), _read_only(groups_N), _read_only(costs_N), cost_budget
+        )
 
     def draw_budget(self, budget: int) -> dict[str, Any]:
         """The budget as arguments of `sample`: so many rows, or, with a cost budget, so many units of cost."""
