@@ -16,11 +16,11 @@ import numpy as np
 
 from deft_tsds.arrays import row_blocks
 
-_CELL = 250  # rows of a cell, on average, but no more cells than this
+_CELL = 250  # rows of a cell, on average, but no more cells than this, nor than 0.8 sqrt N
 _CELLS = 512
 _TILE = 512  # a larger cell is cut into tiles
 _CENTROID_ROWS = 2**17  # the centroids are means of so many rows, or up to twice as many
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def find_cells(points_UxD: np.ndarray, pool_NxD: np.ndarray, threads: ThreadPool
     # A shift changes no distance, but it shrinks the norms and with them the rounding.
     center_D = np.mean(points_UxD, axis=0, dtype=np.float64).astype(np.float32)
     radius = max(_largest_norm(points_UxD, center_D), _largest_norm(pool_NxD, center_D))
-    k = max(1, min(n // _CELL, _CELLS))
+    k = max(1, min(n // _CELL, 4 * math.isqrt(n) // 5, _CELLS))
     rng = np.random.default_rng(0)  # a fixed seed is right here: no answer depends on the cells
     sample_SxD = pool_NxD[np.sort(rng.choice(n, min(n, 20 * k), replace=False))] - center_D
     centroids_KxD = _farthest_first(rng.permutation(sample_SxD)[: 10 * k], k)
@@ -127,10 +127,10 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
     sizes_T = np.array([tile.stop - tile.start for tile in tiles])
     cell_T = cell_N[[tile.start for tile in tiles]]
 
-    rows_NxF, squares_N = np.ones((n, d + 4), np.float32), np.empty(n, np.float32)
+    rows_NxF, squares_N = np.empty((n, d + 4), np.float32), np.empty(n, np.float32)
     reach_KxN, reach_TxK = np.empty((k, n), np.float32), np.empty((len(tiles), k), np.float32)
     width = cells.basis_DxE.shape[1]
-    sketch_NxE = np.ones((n, width + 2 if width else 0), np.float32)
+    sketch_NxE = np.empty((n, width + 2 if width else 0), np.float32)
 
     def measure(t: int) -> None:
         tile, own_D = tiles[t], centroids_KxD[cell_T[t]]
@@ -138,6 +138,7 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
         norms_R = squares(rows_NxF[tile, :d].astype(np.float64))
         rows_NxF[tile, d] = norms_R
         rows_NxF[tile, d + 1] = norms_R - rows_NxF[tile, d]
+        rows_NxF[tile, d + 2 :] = 1
         u_RxD = matrix_NxD[order_N[tile]] - cells.center_D - own_D
         squares_N[tile] = squares(u_RxD)
         reach_KxN[:, tile] = reach_KxR = (centroids_KxD - own_D) @ u_RxD.T
@@ -146,6 +147,7 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
             sketch_NxE[tile, :-2] = projected_RxE = u_RxD @ cells.basis_DxE
             rest_R = np.maximum(squares_N[tile] - squares(projected_RxE), 0)
             sketch_NxE[tile, -2] = np.sqrt(rest_R + 4 * (d + 8) * 2.0**-24 * squares_N[tile])
+            sketch_NxE[tile, -1] = 1
 
     list(threads.map(measure, range(len(tiles))))
     return Packed(order_N, tiles, sizes_T, cell_T, cell_N, rows_NxF, squares_N, reach_KxN, reach_TxK, sketch_NxE)
