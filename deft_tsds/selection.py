@@ -283,8 +283,8 @@ def _check_memory(selector: Any, name: str, pool: Pool, budget: int, memory_budg
         whose = "is available on this machine" if memory_budget is None else "memory_budget allows"
         raise ValueError(
             f"{name} would need about {plan.bytes / 1e9:.3g} GB beyond its input, and {limit / 1e9:.3g} GB {whose}:\n"
-            f"{plan}\nLower neighbors (or the number of queries), choose from a part of the pool, or give a larger "
-            "memory_budget."
+            f"{plan}\nThese are upper bounds. Lower what the largest stage grows with (neighbors, queries, rows), "
+            "or give a larger memory_budget, where neighbourhoods overlap much or memory may be swapped."
         )
 
 

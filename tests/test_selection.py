@@ -220,7 +220,13 @@ def test_memory_budget_refuses_before_any_work(monkeypatch):
     with pytest.raises(ValueError, match="Hungry would need about 1 GB") as error:
         choose(Hungry(), memory_budget=10**9 - 1)
     assert "0.000" not in str(error.value)
-    for part in ("memory_budget allows", "eating", "1.000", "peak, and sum", "Lower neighbors"):
+    for part in (
+        "memory_budget allows",
+        "eating",
+        "1.000",
+        "peak, and sum",
+        "upper bounds. Lower what the largest stage",
+    ):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="memory_budget is 0"):
         choose(memory_budget=0)

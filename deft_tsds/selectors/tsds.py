@@ -59,7 +59,7 @@ class TSDS:
 
     fill: Literal["nearest"] | None = None
     """What to do when fewer rows have a probability than the budget asks for: None is an error that names the knobs,
-    "nearest" takes all of them, and then the candidates nearest to any query."""
+    "nearest" takes all of them, and then the candidates nearest to any query (one more pass over the pool)."""
 
     quotas: dict[str, int | float] | Literal["equal"] | None = None
     """Per group, a number of rows or a share of the budget, or "equal" for the same from each (see `sample`). Needs
