@@ -36,7 +36,7 @@ from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks
 from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
-_ROWS = 2048  # rows that are compared with one tile at a time
+_ROWS = 1024  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
 
