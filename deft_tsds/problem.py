@@ -131,7 +131,7 @@ class Problem:
         shortlist_U = np.flatnonzero(wanted_N).astype(np.int32)
         place_N = np.cumsum(wanted_N, dtype=np.int32) - np.int32(1)
         return cls(
-            costs_MxK=np.ascontiguousarray(found.distances_MxK[:, :k]),
+            costs_MxK=found.distances_MxK[:, :k],
             next_cost_M=np.ascontiguousarray(next_cost_M),
             index_MxK=place_N[found.indices_MxK[:, :k]],
             shortlist_U=shortlist_U,
