@@ -366,8 +366,10 @@ def test_batches_hold_every_row_once(n, size):
 def test_minibatch_is_as_good_as_sklearn(spread):
     points = mixture(3000, 10, 30, spread=spread)
     points = points[np.argsort(points[:, 0])]  # rows in an order that a plain run of rows would suffer from
-    ours = [kmeans(points, 15, key=jax.random.key(s), batch_size=512).inertia for s in range(3)]
-    theirs = [MiniBatchKMeans(15, batch_size=512, n_init=1, random_state=s).fit(points).inertia_ for s in range(3)]
+    starts = [kmeans_plusplus(points, 15, random_state=s)[0] for s in range(3)]  # the same for both
+    ours = [kmeans(points, 15, key=KEY, init=start, batch_size=512).inertia for start in starts]
+    options: Any = {"n_init": 1, "batch_size": 512, "random_state": 0}
+    theirs = [MiniBatchKMeans(15, init=start, **options).fit(points).inertia_ for start in starts]
     assert np.median(ours) <= 1.03 * np.median(theirs)
 
 
