@@ -69,7 +69,7 @@ class Optimum(NamedTuple):
 class Optima(Protocol):
     """The optima of one problem and one regularizer for all tau, as a path along t: s, or tau itself for "tv"."""
 
-    rows: Rows
+    rows: ActiveRows
 
     def at(self, tau: float) -> Optimum:
         """The optimum for tau; if K neighbours are too few, the best plan that keeps to them."""
@@ -118,7 +118,7 @@ def widened(columns: int, reached: float, tau: float, limit: int, *, most: int) 
     return limit if 1.5 * times * columns >= limit else math.ceil(times * columns)
 
 
-class Rows:
+class ActiveRows:
     """The rows of a problem that carry weight, on the host."""
 
     def __init__(self, problem: Problem):
@@ -157,7 +157,7 @@ class _BoxOptima:
     """The optima of "kde" and "uniform": each query fills a box, r_ij <= 1 / (s rho_j)."""
 
     def __init__(self, problem: Problem, regularizer: Regularizer):
-        self.rows = Rows(problem)
+        self.rows = ActiveRows(problem)
         self._inverse_U, self._total, self._total_known = inverse_densities(problem, regularizer)
         self._take(min(_FIRST_COLUMNS, self.rows.k))
 
@@ -284,7 +284,7 @@ class _TvOptima:
     """The optima of "tv": each query keeps 1/N where that is cheap and gives the rest to the nearest."""
 
     def __init__(self, problem: Problem):
-        self.rows = Rows(problem)
+        self.rows = ActiveRows(problem)
         self._n = problem.size
 
     def at(self, tau: float) -> Optimum:

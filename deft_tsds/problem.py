@@ -64,7 +64,7 @@ class Problem:
         """Find the neighbourhoods of the queries and the density of the shortlist.
 
         Args:
-            candidates: [N, D] real; may be a float32 memory-map.
+            candidates: [N, D] real; may be a float32 memory-map or a `Store`.
             queries: [M, D] real.
             neighbors: K, at least 1; a K above N means all N candidates.
             bandwidth: h of the kernel density; None leaves rho = 1, which makes "kde" the same as "uniform"; "auto"
@@ -151,7 +151,8 @@ class Problem:
         if bandwidth is None:
             return replace(self, info={**info, "bandwidth": None})
         everything = len(self.shortlist_U) == self.size
-        points_UxD = candidates_NxD if everything else candidates_NxD[self.shortlist_U]
+        in_memory = isinstance(candidates_NxD, np.ndarray)  # or mapped into it; a store reads its rows into a copy
+        points_UxD = candidates_NxD if everything and in_memory else candidates_NxD[self.shortlist_U]
         if bandwidth == "auto":
             distance_U = np.full(len(points_UxD), np.inf, dtype=np.float32)
             np.minimum.at(distance_U, self.index_MxK.ravel(), self.costs_MxK.ravel())
