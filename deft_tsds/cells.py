@@ -83,7 +83,7 @@ def find_cells(points_UxD: np.ndarray, pool_NxD: np.ndarray, threads: ThreadPool
     """Cells of the pool, and a basis of so many dimensions, about the mean of the points."""
     n, d = pool_NxD.shape
     # A shift changes no distance, but it shrinks the norms and with them the rounding.
-    center_D = np.mean(points_UxD, axis=0, dtype=np.float64).astype(np.float32)
+    center_D = np.asarray(np.mean(points_UxD, axis=0, dtype=np.float64), dtype=np.float32)
     radius = max(_largest_norm(points_UxD, center_D), _largest_norm(pool_NxD, center_D))
     k = max(1, min(n // _CELL, 4 * math.isqrt(n) // 5, _CELLS))
     rng = np.random.default_rng(0)  # a fixed seed is right here: no answer depends on the cells

@@ -48,7 +48,7 @@ _PAIR_COST = 40
 # The kernel is linear in the squared distance, so near-duplicates need no difference form: an error e in |x - y|^2
 # moves a kernel value, which is near 1 for them, by e / h^2 and no more. In float32 |x|^2 - 2 x.y + |y|^2 has e of
 # about sqrt(D) 2^-24 (|x|^2 + |y|^2), harmless until h is small beside the norms. Where e / h^2 could exceed this
-# tolerance the products are taken in float64. Sums are float64 always.
+# tolerance the products are taken in float64. Sums over tiles are float64 always.
 _KERNEL_TOLERANCE = 1e-5
 
 
