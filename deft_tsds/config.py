@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from deft_tsds.selectors import DEFT, TSDS, Full, Random
+from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Custom:
 class Arm:
     """One way to choose the training set."""
 
-    selector: DEFT | TSDS | Random | Full | Custom
+    selector: DEFT | TSDS | ShortlistDEFT | ClusteredTSDS | Random | Full | Custom
     """How to choose."""
     share: float | None = None
     """Budget as a share of the pool, in (0, 1]. Give `share` or `count`; for Full neither."""

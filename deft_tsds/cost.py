@@ -1,15 +1,21 @@
 """What a selection will need: bytes and operations by stage, known from the sizes alone, before anything runs.
 
-The formulas follow the code: a byte count is that of the arrays which a stage holds at its peak, an operation count is
-that of its matrix products. They are upper bounds, since they cannot know how far neighbourhoods overlap or how much of
-a density is pruned, and are tested to lie within a factor of 3 of what small problems really take. With L = M K:
+The formulas follow the code. A byte count is what the arrays of a stage take at its peak, an operation count is that of
+its matrix products. Both are upper bounds: they cannot know how far neighbourhoods overlap, how many survivors a search
+has to measure, or how much of a density is pruned. Tests hold the bytes to what problems of some thousand rows really
+allocate: not less than that, and not more than four times as much. With L = M K places in the neighbourhoods, U
+candidates in the shortlist and W threads:
 
-    neighbours    24 L (8-byte keys of distance and index, and both taken apart), for each thread a tile of 256 queries
-                  with at most 2 K + 4,096 survivors of 48 bytes, and 5 N marks to number the shortlist
-    density       the shortlist and two copies of it, centred and sorted: 12 U D; tiles of 64 MB; 8 L kept
-    closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan
-    draw          16 L kept, 64 N of probabilities, orders and costs, and to explain: 12 L more and the shortlist, 4 U D
-    k-means       the rows at unit length and on the device, 8 N D; 4 N (K + 8 (2 + log K)) of distances
+    neighbours    24 L: keys of distance and index, 8 bytes, and both taken apart. A thread works on 256 queries at a
+                  time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 256 W (131,072 + 120 K).
+                  5 N to number the shortlist
+    density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 4 U G, with
+                  G = U / 250 and at most 512; 12 MB of tiles a thread. Over the pool, 131,072 rows of it as well
+    closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan, blocks of 8 MB at the most
+    draw          16 L kept, 64 N of probabilities and orders; to explain, 12 L, then the shortlist, 4 U D, and the
+                  search for the B nearest duplicates in it
+    k-means       the rows and the rows at unit length, or these and their copy on the device, 8 N D; with them either
+                  blocks in float64, 16 N D and at most 128 MB, or distances, 4 N (K + 8 (2 + log K))
 """
 
 from __future__ import annotations
@@ -19,12 +25,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from deft_tsds.arrays import check_count
+from deft_tsds.arrays import BLOCK_BYTES, check_count
 
 _TILE_QUERIES = 256
 _CHUNK_CANDIDATES = 4096
-_SURVIVOR_BYTES = 48
-_DENSITY_TILES = 64 * 2**20
+_CELL, _CELLS = 250, 512
+_POOL_ROWS = 2**17
+_DENSITY_TILES = 12 * 2**20
+_CLOSED_FORM_BLOCKS = 8 * 2**20
 _KMEANS_ITERATIONS = 100
 
 
@@ -108,20 +116,25 @@ def plan_cost(
     stages = list(clustering_cost(n, d, clusters).stages) if clusters is not None else []
     stages += neighbors_cost(n, m, d, k).stages
     if density_over is not None:
-        pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist each pair serves both its rows
-        stages.append(StageCost("density", 8 * places + 12 * u * d + _DENSITY_TILES, pairs * d))
-    stages.append(StageCost("closed form", 32 * places, 20 * places))
-    draw_bytes = 16 * places + 64 * n + max(12 * places, 4 * u * d)
-    stages.append(StageCost("draw, reasons", draw_bytes, n * math.ceil(math.log2(n + 1)) + 2 * budget * u * d))
+        rows, compared = (u, u) if density_over == "shortlist" else (u + min(n, _POOL_ROWS), n)
+        cells = min(_CELLS, 1 + compared // _CELL)
+        tiles = _threads() * min(_DENSITY_TILES, 16 * u * compared)
+        pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist a pair serves both of its rows
+        stages.append(StageCost("density", 8 * places + rows * (10 * d + 4 * cells) + tiles, pairs * d))
+    blocks = min(40 * places, _CLOSED_FORM_BLOCKS)
+    stages.append(StageCost("closed form", 32 * places + blocks, 20 * places))
+    duplicates = neighbors_cost(u, budget, d, 2)
+    explaining = max(12 * places, 4 * u * d + duplicates.bytes)
+    drawing = n * math.ceil(math.log2(n + 1))
+    stages.append(StageCost("draw, reasons", 16 * places + 64 * n + explaining, drawing + duplicates.operations))
     return PlanCost(tuple(stages))
 
 
 def neighbors_cost(n: int, m: int, d: int, k: int) -> PlanCost:
     """What `nearest_neighbors` and the numbering of the shortlist need, without a block read from disk."""
     k = min(k, n)
-    threads = min(os.cpu_count() or 1, -(-m // _TILE_QUERIES))
-    survivors = min(m, _TILE_QUERIES) * min(2 * k + _CHUNK_CANDIDATES, 3 * n)
-    size = 24 * m * k + threads * survivors * _SURVIVOR_BYTES + 5 * n
+    tiles = min(_threads(), -(-m // _TILE_QUERIES)) * min(m, _TILE_QUERIES)
+    size = 24 * m * k + tiles * (32 * min(_CHUNK_CANDIDATES, n) + 120 * k) + 5 * n
     return PlanCost((StageCost("neighbours", size, 2 * m * n * d),))
 
 
@@ -130,7 +143,8 @@ def clustering_cost(n: int, d: int, clusters: int) -> PlanCost:
     clusters = min(clusters, n)
     tries = 8 * (2 + int(math.log(clusters)))
     operations = _KMEANS_ITERATIONS * 4 * n * clusters * d + 2 * n * clusters * tries * d
-    return PlanCost((StageCost("k-means", 8 * n * d + 4 * n * (clusters + tries), operations),))
+    size = 8 * n * d + max(min(16 * n * d, 2 * BLOCK_BYTES), 4 * n * (clusters + tries))
+    return PlanCost((StageCost("k-means", size, operations),))
 
 
 def available_memory() -> int | None:
@@ -148,3 +162,7 @@ def available_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # no such function (Windows), or no such name (macOS)
         return None
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,29 +1,63 @@
-"""Kernel density with compact support: how crowded the place of each point is."""
+"""Kernel density with compact support: how crowded the place of each point is.
+
+Most pairs of points are farther apart than the bandwidth and add nothing to the sums. The points are sorted into cells
+about centroids. For x in the cell about c_a and y in the cell about c_b, write u = x - c_a, v = y - c_b and
+delta = c_b - c_a. Then
+
+    |x - y|^2 = |delta|^2 + |u|^2 + |v|^2 - 2 u.delta - 2 v.(-delta) - 2 u.v
+
+where u.delta, how far x reaches towards b, is known for every point and every centroid. Three bounds follow, each
+dearer and sharper than the one before:
+
+- Tiles. If |x - y| <= h, then u.delta + v.(-delta) >= |delta|^2 - h |delta|, for the slab between the two must be
+  narrow. Where even the farthest reaches of two tiles fail this, the pair of tiles is skipped.
+- Rows. Of such x and y one reaches at least half of that, so it is enough to compare the rows of a that reach so far
+  with all of b, and the rows of b that do with all of a.
+- Sketch. u.v <= Pu.Pv + |Qu| |Qv| for a projection P on a few dimensions, Q = 1 - P: a product over fewer columns.
+
+What is left is measured. No bound changes a sum beyond rounding: each leaves a margin for its own.
+"""
 
 from __future__ import annotations
 
 import math
-from itertools import combinations_with_replacement, product
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks
+from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
-_TILE = 2048
+_ROWS = 1024  # rows that are compared with one tile at a time
+_POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
+_DEVICE_BLOCK = 2048
+
+# The sketch keeps a quarter of the dimensions. It is not worth its basis for fewer pairs than this.
+_SKETCH_PAIRS = 2**26
+# To measure one pair by itself costs as much as this many entries of a matrix product.
+_PAIR_COST = 40
 
 # The kernel is linear in the squared distance, so near-duplicates need no difference form: an error e in |x - y|^2
 # moves a kernel value, which is near 1 for them, by e / h^2 and no more. In float32 |x|^2 - 2 x.y + |y|^2 has e of
 # about sqrt(D) 2^-24 (|x|^2 + |y|^2), harmless until h is small beside the norms. Where e / h^2 could exceed this
-# tolerance the products are taken in float64. Sums are float64 always.
-_KERNEL_TOLERANCE = 1e-4
+# tolerance the products are taken in float64. Sums over tiles are float64 always.
+_KERNEL_TOLERANCE = 1e-5
 
 
 def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.ndarray:
     """Compute rho_j = sum_x max(0, 1 - |x_j - x|^2 / h^2) over all rows x of the pool (TSDS, kernel of its G_KDE).
+
+    Exact. Pairs farther apart than h are ruled out in bulk, as far as the data allow; at worst it takes U N D
+    multiplications, half of that without a separate pool. Memory: a copy of the points, and 4 bytes for each point and
+    each of up to 512 cells. A separate pool is read in blocks.
 
     Args:
         points: [U, D] real.
@@ -41,26 +75,270 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
     check_same_width(points_UxD, pool_NxD, "points", "pool")
     bandwidth = check_real(bandwidth, "bandwidth", above=0.0)
 
-    d = points_UxD.shape[1]
-    # A shift changes no distance, but it shrinks the norms and with them the rounding.
-    center_D = np.asarray(np.mean(points_UxD, axis=0, dtype=np.float64))
-    radius = max(_largest_norm(points_UxD, center_D), _largest_norm(pool_NxD, center_D))
-    rounding = math.sqrt(d) * 2.0**-24 * 2 * radius**2
-    dtype = np.float32 if rounding <= _KERNEL_TOLERANCE * bandwidth**2 else np.float64
+    sketched = points_UxD.shape[1] >= 16 and len(points_UxD) * len(pool_NxD) > _SKETCH_PAIRS
+    sums_U = np.zeros(len(points_UxD))
+    # One BLAS thread to a worker: the products are small, and a sum then never depends on the number of threads.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(_cpus()) as threads:
+        dimensions = points_UxD.shape[1] // 4 if sketched else 0
+        kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
+        packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
+        for rows in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
+            other = packed if pool is None else pack(pool_NxD[rows], kernel.cells, threads, origin_D=kernel.origin_D)
+            if jax.default_backend() == "cpu":
+                sums_U += _on_host(packed, other, kernel, threads)
+            else:
+                sums_U += _on_device(packed, other, kernel)
+    density_U = np.empty(len(sums_U), np.float32)
+    density_U[packed.order_N] = sums_U
+    return density_U
 
-    density_U = np.zeros(len(points_UxD))
-    point_tiles, pool_tiles = _tiles(len(points_UxD)), _tiles(len(pool_NxD))
-    # Over the points themselves the kernel matrix is symmetric: one tile serves its rows and its columns.
-    pairs = list(combinations_with_replacement(point_tiles, 2) if pool is None else product(point_tiles, pool_tiles))
-    for rows, columns in track(pairs, "kernel density"):
-        x, x_real = _centered(points_UxD, rows, point_tiles[0].stop, center_D, dtype)
-        y, y_real = _centered(pool_NxD, columns, pool_tiles[0].stop, center_D, dtype)
-        with jax.enable_x64(True):
-            row_sums, column_sums = _kernel_sums(x, x_real, y, y_real, bandwidth)
-        density_U[rows] += np.asarray(row_sums)[: rows.stop - rows.start]
-        if pool is None and rows != columns:
-            density_U[columns] += np.asarray(column_sums)[: columns.stop - columns.start]
-    return density_U.astype(np.float32)
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Kernel:
+    """The kernel over given cells."""
+
+    cells: Cells
+    bandwidth: float
+    dtype: Any  # of the products
+    origin_D: np.ndarray  # the shift rounds the rows: too much where float64 is needed, and of no use there
+    margin: float  # for the rounding of a bound on a squared distance
+    reach_KxK: np.ndarray  # float32: two points within h reach so far together, each towards the cell of the other
+
+    @classmethod
+    def of(cls, cells: Cells, bandwidth: float) -> _Kernel:
+        d = len(cells.center_D)
+        error = math.sqrt(d) * 2.0**-24 * 2 * cells.radius**2
+        dtype = np.float32 if error <= _KERNEL_TOLERANCE * bandwidth**2 else np.float64
+        margin = rounding(d, cells.radius)
+        reach_KxK = cells.squares_KxK - bandwidth * np.sqrt(cells.squares_KxK) - margin
+        origin_D = cells.center_D if dtype == np.float32 else np.zeros_like(cells.center_D)
+        return cls(cells, bandwidth, dtype, origin_D, margin, reach_KxK.astype(np.float32))
+
+    def near_tiles(self, p: Packed, q: Packed) -> np.ndarray:
+        """bool [tiles of p, tiles of q]: which pairs of tiles may hold two points within h of each other."""
+        together_PxQ = p.reach_TxK[:, q.cell_T] + q.reach_TxK[:, p.cell_T].T
+        return together_PxQ >= self.reach_KxK[np.ix_(p.cell_T, q.cell_T)]
+
+    def far(self, p: Packed, cell: int) -> np.ndarray:
+        """bool [rows of p]: which reach at least half of that towards a cell. Of two points within h, one does."""
+        return p.reach_KxN[cell] >= np.repeat(self.reach_KxK[p.cell_T, cell] / 2, p.sizes_T)
+
+    def count_far(self, p: Packed, q: Packed) -> np.ndarray:
+        """int64 [tiles of p, tiles of q]: rows of each tile of p that are far towards the cell of each tile of q."""
+        starts_T = [tile.start for tile in p.tiles]
+        of_cell = {cell: np.add.reduceat(self.far(p, cell), starts_T, dtype=np.int64) for cell in np.unique(q.cell_T)}
+        return np.stack([of_cell[cell] for cell in q.cell_T], axis=1)
+
+
+def _on_host(points: Packed, pool: Packed, kernel: _Kernel, threads: ThreadPoolExecutor) -> np.ndarray:
+    """Sums for the packed points, float64."""
+    near_PxQ = kernel.near_tiles(points, pool)
+    far_points_PxQ = kernel.count_far(points, pool)
+    far_pool_PxQ = kernel.count_far(pool, points).T
+    sizes_Px1, sizes_Q = points.sizes_T[:, None], pool.sizes_T
+    # With few rows left out, two products over selected rows cost more than one over the tiles as they lie.
+    work_PxQ = far_points_PxQ * sizes_Q + (sizes_Px1 - far_points_PxQ) * far_pool_PxQ
+    whole_PxQ = near_PxQ & (10 * work_PxQ > 7 * sizes_Px1 * sizes_Q)  # in integers, so alike from both sides
+    split_PxQ = near_PxQ & ~whole_PxQ
+    if points is pool:  # the matrix of pairs is symmetric: each is taken once and counts for both of its points
+        visits = [
+            _Visit(points, points, kernel, np.triu(whole_PxQ), np.triu(split_PxQ), np.tril(split_PxQ), (True, True))
+        ]
+    else:
+        none = np.zeros_like
+        visits = [
+            _Visit(points, pool, kernel, whole_PxQ, split_PxQ, none(split_PxQ), (True, False)),
+            _Visit(pool, points, kernel, none(whole_PxQ.T), none(split_PxQ.T), split_PxQ.T, (False, True)),
+        ]
+    sums_U = np.zeros(len(points.order_N))
+    for visit in visits:
+        columns = range(len(visit.q.tiles))
+        for share_U in track(threads.map(visit.column, columns), "kernel density", total=len(columns)):
+            sums_U += share_U
+    return sums_U
+
+
+class _Visit:
+    """The pairs of rows of p with rows of q that have to be compared, one tile of q at a time."""
+
+    def __init__(self, p, q, kernel, whole_PxQ, first_PxQ, second_PxQ, counts_for):
+        """whole: all rows of a tile of p. first: its far rows. second: its far rows, with rows of q that are not."""
+        self.p, self.q, self.kernel = p, q, kernel
+        self.whole_PxQ, self.first_PxQ, self.second_PxQ = whole_PxQ, first_PxQ, second_PxQ
+        self.counts_for_p, self.counts_for_q = counts_for
+        self.dtype = kernel.dtype
+        self.buffers = _Buffers()
+        self.sketched = p.sketch_NxE.shape[1] > 0 and self._sketch_pays()
+
+    def column(self, j: int) -> np.ndarray:
+        """What the pairs with the rows of tile j of q add to the sums of the points."""
+        share_U = np.zeros(len((self.p if self.counts_for_p else self.q).order_N))
+        right_RxF = self._right(self.q.rows_NxF[self.q.tiles[j]])
+        for rows, limits_KxR in self._selected(j):
+            for start in range(0, len(rows), _ROWS):
+                left = rows[start : start + _ROWS]
+                if self.sketched:
+                    hits_LxR = self._hits(j, left, limits_KxR)
+                    found = np.count_nonzero(hits_LxR)
+                    busy_L = np.zeros(len(left), bool)
+                    if found * _PAIR_COST > hits_LxR.size:
+                        busy_L = np.count_nonzero(hits_LxR, axis=1) * _PAIR_COST > hits_LxR.shape[1]
+                        hits_LxR[busy_L] = False
+                    if found:
+                        self._measure_pairs(share_U, j, left, hits_LxR)
+                    left = left[busy_L]
+                if len(left):
+                    self._multiply(share_U, j, left, right_RxF, limits_KxR)
+        return share_U
+
+    def _selected(self, j: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows of p to compare with tile j, and limits [cells of p, rows of the tile] that the sketch must reach."""
+        p, q, kernel = self.p, self.q, self.kernel
+        tile, cell = q.tiles[j], q.cell_T[j]
+        far_N = kernel.far(p, cell)
+        whole_N, first_N, second_N = (
+            np.repeat(tiles_PxQ[:, j], p.sizes_T) for tiles_PxQ in (self.whole_PxQ, self.first_PxQ, self.second_PxQ)
+        )
+        limits_KxR = q.squares_N[tile] / 2 - q.reach_KxN[:, tile]
+        # Two far rows meet twice, once from each side: the second time they are out of reach.
+        far_KxR = q.reach_KxN[:, tile] >= kernel.reach_KxK[:, cell, None] / 2
+        again_KxR = np.where(far_KxR, np.float32(np.inf), limits_KxR)
+        return [
+            (np.flatnonzero(whole_N | first_N & far_N), limits_KxR),
+            (np.flatnonzero(second_N & far_N), again_KxR),
+        ]
+
+    def _hits(self, j: int, left: np.ndarray, limits_KxR: np.ndarray) -> np.ndarray:
+        """bool [left, rows of tile j]: which pairs the sketch cannot rule out; in a buffer."""
+        p, q, kernel = self.p, self.q, self.kernel
+        tile, cell = q.tiles[j], q.cell_T[j]
+        shape = len(left), tile.stop - tile.start
+        left_LxE = self._take(p.sketch_NxE, left, "left")
+        near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
+        left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
+        bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
+        limits_LxR = self._take(limits_KxR, p.cell_N[left], "limits")
+        return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
+
+    def _sketch_pays(self) -> bool:
+        """Try it on a few rows of a few tiles: it costs a quarter of the product that it has to save."""
+        compared, cost = 1, 0.0
+        for j in np.unique(np.linspace(0, len(self.q.tiles) - 1, 16).astype(int)):
+            for rows, limits_KxR in self._selected(j):
+                hits_LxR = self._hits(j, rows[:: len(rows) // 256 + 1], limits_KxR)
+                hits_L = np.count_nonzero(hits_LxR, axis=1)
+                cost += np.minimum(_PAIR_COST * hits_L, hits_LxR.shape[1]).sum()
+                compared += hits_LxR.size
+        return cost < 0.7 * compared
+
+    def _measure_pairs(self, share_U: np.ndarray, j: int, left: np.ndarray, hits_LxR: np.ndarray) -> None:
+        """Pairs one by one, in difference form."""
+        tile = self.q.tiles[j]
+        rows, columns = np.divmod(np.flatnonzero(hits_LxR), hits_LxR.shape[1])
+        rows, columns = left[rows], columns + tile.start
+        for start in range(0, len(rows), 512):
+            x, y = rows[start : start + 512], columns[start : start + 512]
+            difference = self._take(self.p.rows_NxF, x, "left")
+            difference -= self._take(self.q.rows_NxF, y, "right")
+            kernel = np.maximum(0, 1 - squares(difference[:, :-4]).astype(np.float64) / self.kernel.bandwidth**2)
+            if self.counts_for_p:
+                np.add.at(share_U, x, kernel)
+            if self.counts_for_q:
+                np.add.at(share_U, y, kernel * ~self._inside(tile, x))
+
+    def _multiply(
+        self, share_U: np.ndarray, j: int, left: np.ndarray, right_RxF: np.ndarray, limits_KxR: np.ndarray
+    ) -> None:
+        """All pairs of some rows with a tile: one product gives max(0, h^2 - |x - y|^2)."""
+        tile, h2 = self.q.tiles[j], self.kernel.bandwidth**2
+        if left[-1] - left[0] == len(left) - 1:
+            left_LxF = self.p.rows_NxF[left[0] : left[-1] + 1]
+        else:
+            left_LxF = self._take(self.p.rows_NxF, left, "left")
+        if self.dtype == np.float64:
+            exact_LxF = self.buffers.get("exact", left_LxF.shape, np.float64)
+            exact_LxF[:] = left_LxF
+            exact_LxF[:, -4] = squares(exact_LxF[:, :-4])
+            exact_LxF[:, -3] = 0
+            left_LxF = exact_LxF
+        out_LxR = self.buffers.get("product", (len(left), len(right_RxF)), self.dtype)
+        kernel_LxR = np.matmul(left_LxF, right_RxF.T, out=out_LxR)
+        np.clip(kernel_LxR, 0, h2, out=kernel_LxR)
+        inside_L = self._inside(tile, left)
+        kernel_LxR[inside_L, left[inside_L] - tile.start] = h2  # each point and itself
+        if np.isinf(limits_KxR).any():
+            kernel_LxR[np.isinf(self._take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
+        if self.counts_for_p:
+            share_U[left] += (kernel_LxR @ np.ones(len(right_RxF), self.dtype)).astype(np.float64) / h2
+        if self.counts_for_q:
+            share_U[tile] += ((~inside_L).astype(self.dtype) @ kernel_LxR).astype(np.float64) / h2
+
+    def _right(self, rows_RxF: np.ndarray) -> np.ndarray:
+        """Such that (x, |x|^2 in two parts, 1, 1) . right = h^2 - |x - y|^2: the constants are the large terms."""
+        exact_RxF = rows_RxF.astype(np.float64)
+        rest_R = self.kernel.bandwidth**2 - squares(exact_RxF[:, :-4])
+        right_RxF = (2 * exact_RxF).astype(self.dtype)
+        right_RxF[:, -4:-2] = -1
+        right_RxF[:, -2] = rest_R
+        right_RxF[:, -1] = rest_R - right_RxF[:, -2]
+        return right_RxF
+
+    def _inside(self, tile: slice, rows: np.ndarray) -> np.ndarray:
+        """bool: which rows lie in the tile itself. There both orders of a pair are at hand, and each counts once."""
+        return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
+
+    def _take(self, matrix: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+        out = self.buffers.get(name, (len(rows), matrix.shape[1]), matrix.dtype)
+        return np.take(matrix, rows, axis=0, out=out, mode="clip")  # the mode that writes to `out` directly
+
+
+class _Buffers(threading.local):
+    """Memory of each thread: fresh pages from the system can cost more than the product that fills them."""
+
+    def __init__(self):
+        self.flat: dict[tuple[str, Any], np.ndarray] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        key, size = (name, np.dtype(dtype)), math.prod(shape)
+        if key not in self.flat or self.flat[key].size < size:
+            self.flat[key] = np.empty(size, dtype)
+        return self.flat[key][:size].reshape(shape)
+
+
+def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:
+    """The same sums on an accelerator: blocks of one shape, left out where no two tiles in them are near."""
+    dtype = kernel.dtype
+    with jax.enable_x64(True):
+        blocks_P, holds_PxT = _device_blocks(points, dtype)
+        blocks_Q, holds_QxT = (blocks_P, holds_PxT) if points is pool else _device_blocks(pool, dtype)
+        near_PxQ = holds_PxT @ kernel.near_tiles(points, pool).astype(np.float32) @ holds_QxT.T > 0
+        pairs = np.argwhere(np.triu(near_PxQ) if points is pool else near_PxQ)
+        sums_P = [jnp.zeros(len(x)) for x, _ in blocks_P]
+        for i, j in track(pairs.tolist(), "kernel density"):
+            row_sums, column_sums = _kernel_sums(*blocks_P[i], *blocks_Q[j], kernel.bandwidth)
+            sums_P[i] = sums_P[i] + row_sums
+            if points is pool and i != j:
+                sums_P[j] = sums_P[j] + column_sums
+        return np.concatenate([np.asarray(sums) for sums in sums_P])[: len(points.order_N)]
+
+
+def _device_blocks(packed: Packed, dtype: type) -> tuple[list[tuple[jax.Array, jax.Array]], np.ndarray]:
+    """Blocks of equal size, the last one padded with zero rows, with weights: 1 for a row, 0 for padding. And which
+    tiles lie in which block, float32 [blocks, tiles]."""
+    n, d = len(packed.order_N), packed.rows_NxF.shape[1] - 4
+    size = -(-n // -(-n // _DEVICE_BLOCK))
+    blocks, holds_BxT = [], []
+    for start in range(0, n, size):
+        rows = packed.rows_NxF[start : start + size, :-4]
+        x, real = np.zeros((size, d), dtype), np.zeros(size)
+        x[: len(rows)], real[: len(rows)] = rows, 1
+        blocks.append((jnp.asarray(x), jnp.asarray(real)))
+        holds_BxT.append([tile.start < start + size and tile.stop > start for tile in packed.tiles])
+    return blocks, np.array(holds_BxT, np.float32)
 
 
 @jax.jit
@@ -69,28 +347,3 @@ def _kernel_sums(x, x_real, y, y_real, bandwidth):
     squared = jnp.sum(x * x, axis=1)[:, None] - 2 * dot + jnp.sum(y * y, axis=1)[None, :]
     kernel = jnp.maximum(0, 1 - jnp.maximum(squared, 0) / (bandwidth * bandwidth))
     return jnp.sum(kernel * y_real, axis=1), jnp.sum(kernel * x_real[:, None], axis=0)
-
-
-def _tiles(n: int) -> list[slice]:
-    tile = -(-n // -(-n // _TILE))  # equal sizes, so that one compiled shape serves all
-    return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
-
-
-def _centered(
-    matrix: np.ndarray, rows: slice, padded: int, center_D: np.ndarray, dtype: type
-) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows minus the centre, padded with zero rows, and float64 weights: 1 for a row, 0 for padding."""
-    n = rows.stop - rows.start
-    block = np.zeros((padded, matrix.shape[1]), dtype=dtype)
-    block[:n] = matrix[rows] - center_D
-    real = np.zeros(padded)
-    real[:n] = 1.0
-    return block, real
-
-
-def _largest_norm(matrix: np.ndarray, center_D: np.ndarray) -> float:
-    largest = 0.0
-    for rows in row_blocks(len(matrix), row_bytes=8 * matrix.shape[1]):
-        difference = matrix[rows] - center_D
-        largest = max(largest, float(np.sqrt(np.sum(difference * difference, axis=1).max())))
-    return largest

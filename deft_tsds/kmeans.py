@@ -165,7 +165,7 @@ def _on_device(points_NxD: np.ndarray, frame: _Frame) -> jax.Array:
     rows = min(programs.BLOCK_ROWS, 1 << (n - 1).bit_length())  # powers of two: small pools share compiled shapes
     matrix = jnp.zeros((-(-n // rows) * rows, d), jnp.float32)
     for start in range(0, n, rows):
-        matrix = _lay_down(matrix, frame.enter(points_NxD[start : start + rows], rows), start)
+        matrix = _lay_down(matrix, frame.enter(points_NxD[start : start + rows], rows), start).block_until_ready()
     return matrix
 
 

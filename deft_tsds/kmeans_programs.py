@@ -22,6 +22,9 @@ ROUNDING = 1e-10
 # One product of all points with all centroids is faster than one a block, as long as its result is not too large.
 _LARGEST_PRODUCT = 2**26
 
+# Points that change their cluster are moved so many at a time.
+_MOVED_ROWS = 512
+
 # The sums of the clusters follow the labels by differences, and start afresh so often that rounding cannot gather.
 _FRESH_SUMS_EVERY = 32
 
@@ -179,23 +182,24 @@ def _follow(points_NxD, old_labels_N, labels_N, sums_KxD, counts_K):
     """Bring the sum and the number of points of each cluster from the old labels to the new.
 
     Only points that changed are read, and after a few iterations these are few: an iteration then costs the distances
-    alone. The update is a product with a matrix of -1, 0, 1: unlike a scatter, it adds in the same order on every run.
+    alone. (Bounds on the distances, as in Hamerly's algorithm, would save little: in 768 dimensions and 100 clusters
+    that overlap, they leave out fewer than a third of the points.)
     """
-    n, k = len(labels_N), len(counts_K)
-    rows = min(BLOCK_ROWS, n)
+    n = len(labels_N)
+    rows = min(_MOVED_ROWS, n)
     changed_N = labels_N != old_labels_N
     changed = jnp.sum(changed_N)
-    which_N = jnp.nonzero(changed_N, size=n, fill_value=0)[0]
+    which_N = jnp.nonzero(changed_N, size=n + rows, fill_value=0)[0]  # longer by the end of the last slice
 
     def move(state):
         start, sums_KxD, counts_K = state
         which_R = lax.dynamic_slice(which_N, (start,), (rows,))
-        ids_K = jnp.arange(k)
-        gained_RxK = (labels_N[which_R][:, None] == ids_K).astype(jnp.int32)
-        sign_RxK = gained_RxK - (old_labels_N[which_R][:, None] == ids_K)
-        sign_RxK = jnp.where(jnp.arange(rows)[:, None] + start < changed, sign_RxK, 0)
-        moved_KxD = _dot(sign_RxK.astype(jnp.float32).T, points_NxD[which_R])
-        return start + rows, sums_KxD + moved_KxD, counts_K + sign_RxK.sum(axis=0)
+        new_R, old_R = labels_N[which_R], old_labels_N[which_R]
+        one_R = (start + jnp.arange(rows) < changed).astype(jnp.int32)
+        points_RxD = jnp.where(one_R[:, None] > 0, points_NxD[which_R], 0)
+        sums_KxD = sums_KxD.at[new_R].add(points_RxD, mode="drop").at[old_R].add(-points_RxD, mode="drop")
+        counts_K = counts_K.at[new_R].add(one_R, mode="drop").at[old_R].add(-one_R, mode="drop")
+        return start + rows, sums_KxD, counts_K
 
     return lax.while_loop(lambda state: state[0] < changed, move, (0, sums_KxD, counts_K))[1:]
 

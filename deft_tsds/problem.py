@@ -64,7 +64,7 @@ class Problem:
         """Find the neighbourhoods of the queries and the density of the shortlist.
 
         Args:
-            candidates: [N, D] real; may be a float32 memory-map.
+            candidates: [N, D] real; may be a float32 memory-map or a `Store`.
             queries: [M, D] real.
             neighbors: K, at least 1; a K above N means all N candidates.
             bandwidth: h of the kernel density; None leaves rho = 1, which makes "kde" the same as "uniform"; "auto"
@@ -72,7 +72,7 @@ class Problem:
             density_over: rho sums over the "shortlist" (as the authors' code does) or over the whole "pool" (as the
                 paper defines it; U N D operations).
             query_weights: [M] above 0, made to sum to 1; None weighs all queries alike.
-            grow: whether to search again with more neighbours, 2 to 4 times as many by how much was missing, until
+            grow: whether to search again with more neighbours, up to 4 times as many by how much was missing, until
                 `tsds` with the following arguments finds its optimum among them (with K = N it always does).
             alpha, scale, regularizer: the optimum that `grow` is for; not read without it. An optimum of a higher
                 alpha or a lower scale needs no more neighbours than this one.
@@ -131,7 +131,7 @@ class Problem:
         shortlist_U = np.flatnonzero(wanted_N).astype(np.int32)
         place_N = np.cumsum(wanted_N, dtype=np.int32) - np.int32(1)
         return cls(
-            costs_MxK=np.ascontiguousarray(found.distances_MxK[:, :k]),
+            costs_MxK=found.distances_MxK[:, :k],
             next_cost_M=np.ascontiguousarray(next_cost_M),
             index_MxK=place_N[found.indices_MxK[:, :k]],
             shortlist_U=shortlist_U,
@@ -151,7 +151,8 @@ class Problem:
         if bandwidth is None:
             return replace(self, info={**info, "bandwidth": None})
         everything = len(self.shortlist_U) == self.size
-        points_UxD = candidates_NxD if everything else candidates_NxD[self.shortlist_U]
+        in_memory = isinstance(candidates_NxD, np.ndarray)  # or mapped into it; a store reads its rows into a copy
+        points_UxD = candidates_NxD if everything and in_memory else candidates_NxD[self.shortlist_U]
         if bandwidth == "auto":
             distance_U = np.full(len(points_UxD), np.inf, dtype=np.float32)
             np.minimum.at(distance_U, self.index_MxK.ravel(), self.costs_MxK.ravel())

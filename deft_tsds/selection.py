@@ -71,8 +71,9 @@ class Pool:
             cost_budget = check_count(cost_budget, "cost_budget", 1)
             if costs_N is None:
                 raise ValueError("cost_budget needs costs: give what each candidate costs, say its tokens.")
-        arrays = (_read_only(array) for array in (embeddings_NxD, queries_MxD, groups_N, costs_N))
-        return cls(*arrays, cost_budget)
+        return cls(
+            _read_only(embeddings_NxD), _read_only(queries_MxD), _read_only(groups_N), _read_only(costs_N), cost_budget
+        )
 
     def draw_budget(self, budget: int) -> dict[str, Any]:
         """The budget as arguments of `sample`: so many rows, or, with a cost budget, so many units of cost."""
@@ -282,8 +283,8 @@ def _check_memory(selector: Any, name: str, pool: Pool, budget: int, memory_budg
         whose = "is available on this machine" if memory_budget is None else "memory_budget allows"
         raise ValueError(
             f"{name} would need about {plan.bytes / 1e9:.3g} GB beyond its input, and {limit / 1e9:.3g} GB {whose}:\n"
-            f"{plan}\nLower neighbors (or the number of queries), choose from a part of the pool, or give a larger "
-            "memory_budget."
+            f"{plan}\nThese are upper bounds. Lower what the largest stage grows with (neighbors, queries, rows), "
+            "or give a larger memory_budget, where neighbourhoods overlap much or memory may be swapped."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from deft_tsds.arrays import check_real
-from deft_tsds.closed_form import Optima, Optimum, Regularizer, Rows, check_trade, inverse_densities, optima
+from deft_tsds.closed_form import ActiveRows, Optima, Optimum, Regularizer, check_trade, inverse_densities, optima
 from deft_tsds.problem import Plan, Problem
 
 _SIZE_TOLERANCE = 1e-9
@@ -136,7 +136,7 @@ def objective_rt(
     mass_MxK = np.asarray(mass_MxK, dtype=np.float64)
     if mass_MxK.shape != np.shape(problem.costs_MxK):
         raise ValueError(f"mass_MxK has shape {mass_MxK.shape}: give one entry for each of problem.costs_MxK.")
-    rows = Rows(problem)
+    rows = ActiveRows(problem)
     every = slice(0, len(rows))
     mass = mass_MxK[rows.active]
     transport = float(np.sum(mass * rows.costs(every, rows.k)))
@@ -151,7 +151,9 @@ def objective_rt(
     return alpha / scale * transport + (1 - alpha) * diversity
 
 
-def _pour(rows: Rows, optimum: Optimum, shortlist: int, mass_MxK: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+def _pour(
+    rows: ActiveRows, optimum: Optimum, shortlist: int, mass_MxK: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """The candidates' marginal [U] and the cost of the transport; the mass itself goes to `mass_MxK`, zero so far."""
     weights_U = np.zeros(shortlist)
     transport = 0.0

@@ -7,8 +7,59 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_density
 
-from deft_tsds import density
+from deft_tsds import cells, density
+from deft_tsds.arrays import normalize_rows
 from deft_tsds.density import kernel_density
+
+
+def clustered(n, d, *, seed=0, clusters=6, spread=1.0):
+    """Rows about a few far centres, a tenth of them exact copies."""
+    rng = np.random.default_rng(seed)
+    centers = 4 * rng.normal(size=(clusters, d))
+    points = centers[rng.integers(clusters, size=n)] + spread * rng.normal(size=(n, d))
+    points[: n // 10] = points[n - n // 10 :]
+    return points.astype(np.float32)
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    """Cells of ten rows, tiles of seven, and sketches from sixteen dimensions on: small inputs go every way."""
+    monkeypatch.setattr(cells, "_CELL", 10)
+    monkeypatch.setattr(cells, "_TILE", 7)
+    monkeypatch.setattr(density, "_ROWS", 16)
+    monkeypatch.setattr(density, "_POOL_ROWS", 30)
+    monkeypatch.setattr(density, "_DEVICE_BLOCK", 32)
+    monkeypatch.setattr(density, "_SKETCH_PAIRS", 0)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """How many pairs each way of comparing them took."""
+    taken = {"sketched": 0, "measured": 0, "multiplied": 0, "second": 0}
+    hits, measure, multiply = density._Visit._hits, density._Visit._measure_pairs, density._Visit._multiply
+
+    def spied_hits(self, j, left, limits_KxR):
+        taken["sketched"] += len(left) * limits_KxR.shape[1]
+        return hits(self, j, left, limits_KxR)
+
+    def spied_measure(self, share_U, j, left, hits_LxR):
+        taken["measured"] += int(hits_LxR.sum())
+        return measure(self, share_U, j, left, hits_LxR)
+
+    def spied_multiply(self, share_U, j, left, right_RxF, limits_KxR):
+        taken["multiplied"] += len(left) * len(right_RxF)
+        taken["second"] += int(np.isinf(limits_KxR).any())
+        return multiply(self, share_U, j, left, right_RxF, limits_KxR)
+
+    monkeypatch.setattr(density._Visit, "_hits", spied_hits)
+    monkeypatch.setattr(density._Visit, "_measure_pairs", spied_measure)
+    monkeypatch.setattr(density._Visit, "_multiply", spied_multiply)
+    return taken
+
+
+@pytest.fixture
+def device(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
 
 @settings(deadline=None, max_examples=30)
@@ -53,14 +104,127 @@ def test_equal_points_count_each_other_and_isolated_points_count_themselves():
     np.testing.assert_allclose(kernel_density(np.zeros((4, 2)), bandwidth=0.5), 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("tile", [1, 7, 32])
-def test_tiles_and_their_padding_change_nothing(tile, monkeypatch):
-    rng = np.random.default_rng(3)
-    points, pool = rng.normal(size=(33, 6)), rng.normal(size=(20, 6))  # padding sits at the centre, where points are
-    whole = kernel_density(points, bandwidth=3.0), kernel_density(points, bandwidth=3.0, pool=pool)
-    monkeypatch.setattr(density, "_TILE", tile)
-    np.testing.assert_allclose(kernel_density(points, bandwidth=3.0), whole[0], rtol=1e-6)
-    np.testing.assert_allclose(kernel_density(points, bandwidth=3.0, pool=pool), whole[1], rtol=1e-6)
+@pytest.mark.parametrize("d", [1, 3, 32])
+@pytest.mark.parametrize("pair_cost", [0, 40, 10**9])  # every hit by itself, the usual choice, none
+@pytest.mark.usefixtures("small_cells")
+def test_small_cells_equal_brute_force(d, pair_cost, monkeypatch):
+    monkeypatch.setattr(density, "_PAIR_COST", pair_cost)
+    points, pool = clustered(200, d), clustered(90, d, seed=1)
+    for bandwidth in (1e-3, 1.0, 3.0, 8.0, 1e3):
+        own, over_pool = brute_density(points, points, bandwidth), brute_density(points, pool, bandwidth)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth), own, rtol=1e-4)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth, pool=pool), over_pool, 1e-4, 1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(1, 4), (30, 1), (90, 2), (120, 20)]),
+    spread=st.sampled_from([0.0, 1e-3, 0.3, 2.0]),
+    share=st.floats(0.01, 2),
+)
+def test_any_cells_equal_brute_force(seed, shape, spread, share):
+    """The bandwidth is a share of the mean distance, so that every kind of bound is on its edge."""
+    points = clustered(*shape, seed=seed, clusters=4, spread=spread)
+    bandwidth = max(share * float(np.mean(np.linalg.norm(points - points[:1], axis=1))), 1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_CELL": 10, "_TILE": 7}.items():
+            patch.setattr(cells, name, value)
+        for name, value in {"_ROWS": 16, "_SKETCH_PAIRS": 0}.items():
+            patch.setattr(density, name, value)
+        found = kernel_density(points, bandwidth=bandwidth)
+        over_pool = kernel_density(points[::3], bandwidth=bandwidth, pool=points)
+        scaled = kernel_density(4 * points, bandwidth=4 * bandwidth)
+        order = np.random.default_rng(seed).permutation(len(points))
+        permuted = kernel_density(points[order], bandwidth=bandwidth)
+        shifted = kernel_density(points + np.float32(8), bandwidth=bandwidth)
+        wider = kernel_density(points, bandwidth=1.1 * bandwidth)
+    expected = brute_density(points, points, bandwidth)
+    np.testing.assert_allclose(found, expected, rtol=2e-4)
+    np.testing.assert_allclose(over_pool, expected[::3], rtol=2e-4)
+    np.testing.assert_array_equal(scaled, found)  # a power of two changes no bit
+    np.testing.assert_allclose(permuted, found[order], rtol=2e-4)
+    shifted_points = (points + np.float32(8)).astype(np.float64)  # the shift rounds the points themselves
+    np.testing.assert_allclose(shifted, brute_density(shifted_points, shifted_points, bandwidth), rtol=2e-4)
+    assert np.all(wider >= found * (1 - 2e-4))
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_most_pairs_are_never_compared(spy):
+    points = clustered(600, 32)
+    pairs = 600 * 601 / 2
+    np.testing.assert_allclose(kernel_density(points, bandwidth=3.0), brute_density(points, points, 3.0), rtol=1e-4)
+    assert spy["sketched"] + spy["multiplied"] < pairs / 2  # six clusters far from one another
+    spy.update(dict.fromkeys(spy, 0))
+    kernel_density(points, bandwidth=3.0, pool=points[::2])
+    assert spy["sketched"] + spy["multiplied"] < 600 * 300 / 2
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_the_sketch_rules_out_most_of_what_the_slabs_let_through(spy):
+    """One Gaussian with a falling spectrum: cells overlap, and the first dimensions tell points apart."""
+    points = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32) * np.geomspace(4, 0.1, 64)
+    np.testing.assert_allclose(kernel_density(points, bandwidth=4.0), brute_density(points, points, 4.0), rtol=1e-4)
+    assert spy["sketched"] > 5 * (spy["measured"] + spy["multiplied"]) > 0
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_both_halves_of_a_split_pair_of_tiles_are_multiplied(spy, monkeypatch):
+    monkeypatch.setattr(density, "_SKETCH_PAIRS", 10**9)
+    points = clustered(300, 8, spread=1.5)
+    for pool in (None, points[:100]):
+        spy.update(dict.fromkeys(spy, 0))
+        expected = brute_density(points, points if pool is None else pool, 6.0)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=6.0, pool=pool), expected, 1e-4, 1e-5)
+        assert spy["second"] > 0
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_no_pair_within_the_bandwidth_is_ruled_out():
+    """Pairs a hair closer than h, along the line between two cells: a bound without a margin would lose some."""
+    rng = np.random.default_rng(0)
+    line = np.sort(rng.uniform(0, 100, size=300)).astype(np.float32)
+    points = line[:, None] * rng.normal(size=(1, 24)).astype(np.float32)
+    width = float(np.linalg.norm(points[40].astype(np.float64) - points[90]))
+    for bandwidth in (width, width * (1 + 1e-6), width * (1 - 1e-6)):
+        expected = brute_density(points, points, bandwidth)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth), expected, rtol=1e-5)
+
+
+def test_cells_blocks_and_threads_change_nothing(monkeypatch):
+    points, pool = normalize_rows(clustered(300, 32)), normalize_rows(clustered(150, 32, seed=2))
+    whole = kernel_density(points, bandwidth=0.4), kernel_density(points, bandwidth=0.4, pool=pool)
+    for cell, tile, rows, block, sketch_pairs in ((300, 512, 7, 16, 0), (11, 5, 64, 50, 10**9), (20, 64, 10, 1000, 0)):
+        monkeypatch.setattr(cells, "_CELL", cell)
+        monkeypatch.setattr(cells, "_TILE", tile)
+        monkeypatch.setattr(density, "_ROWS", rows)
+        monkeypatch.setattr(density, "_POOL_ROWS", block)
+        monkeypatch.setattr(density, "_SKETCH_PAIRS", sketch_pairs)
+        own = kernel_density(points, bandwidth=0.4)
+        np.testing.assert_allclose(own, whole[0], rtol=1e-5)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=0.4, pool=pool), whole[1], rtol=1e-5, atol=1e-5)
+        with monkeypatch.context() as patch:
+            patch.setattr(density, "_cpus", lambda: 1)
+            np.testing.assert_array_equal(kernel_density(points, bandwidth=0.4), own)
+
+
+@pytest.mark.usefixtures("small_cells", "device")
+@pytest.mark.parametrize("bandwidth", [1e-3, 3.0, 1e3])
+def test_the_route_of_accelerators_equals_brute_force(bandwidth):
+    points, pool = clustered(150, 5), clustered(64, 5, seed=3)  # the last block of 32 is padded, at the centre
+    own, over_pool = brute_density(points, points, bandwidth), brute_density(points, pool, bandwidth)
+    np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth), own, rtol=1e-4)
+    np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth, pool=pool), over_pool, 1e-4, 1e-4)
+
+
+@pytest.mark.usefixtures("small_cells", "device")
+def test_accelerators_skip_blocks_that_are_apart(monkeypatch):
+    calls = []
+    sums = density._kernel_sums
+    monkeypatch.setattr(density, "_kernel_sums", lambda *inputs: calls.append(1) or sums(*inputs))
+    points = clustered(320, 8)
+    np.testing.assert_allclose(kernel_density(points, bandwidth=1.0), brute_density(points, points, 1.0), rtol=1e-4)
+    assert 10 <= len(calls) < 10 * 11 / 2 * 0.7
 
 
 def test_memory_map_pool(tmp_path):
@@ -70,6 +234,7 @@ def test_memory_map_pool(tmp_path):
     np.testing.assert_allclose(mapped, brute_density(pool[:5], pool, 1.5), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("device")
 def test_another_bandwidth_does_not_compile_again(caplog):
     points = np.random.default_rng(5).normal(size=(19, 11))
     kernel_density(points, bandwidth=1.0)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+import tracemalloc
 from typing import Any
 
 import jax
@@ -11,11 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans as SklearnKMeans
-from sklearn.cluster import kmeans_plusplus
+from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 
 from deft_tsds import kmeans as public_kmeans
 from deft_tsds.kmeans import kmeans
+from deft_tsds.sampling import generator_of
 
+# `deft_tsds.kmeans` as an attribute is the function
+KMEANS: Any = importlib.import_module("deft_tsds.kmeans")
 PROGRAMS: Any = importlib.import_module("deft_tsds.kmeans_programs")
 KEY = jax.random.key(0)
 
@@ -226,3 +233,225 @@ def test_errors():
     bad[4, 1] = np.nan
     with pytest.raises(ValueError, match="points, row 4"):
         kmeans(bad, 2, key=KEY)
+
+
+def traces():
+    programs = (PROGRAMS.plus_plus, PROGRAMS.lloyd, PROGRAMS.label, PROGRAMS.learn, PROGRAMS.revive, PROGRAMS.moments)
+    return [program._cache_size() for program in programs]
+
+
+def test_nothing_recompiles_when_numbers_change():
+    points = mixture(700, 5, 4)
+    options: list[dict[str, Any]] = [{}, {"batch_size": 100}]
+    for option in options:
+        kmeans(points, 6, key=KEY, **option)
+        before = traces()
+        for seed, tolerance, iterations in ((1, 1e-4, 100), (2, 0.0, 7), (3, 1.0, 2)):
+            kmeans(points, 6, key=jax.random.key(seed), tolerance=tolerance, max_iterations=iterations, **option)
+        kmeans(points[:-1], 6, key=KEY, **option)  # as many blocks
+        assert traces() == before
+
+
+@pytest.mark.parametrize("batch_size", [None, 200])
+def test_restarts_are_the_best_of_single_runs(batch_size):
+    points = mixture(900, 6, 20, spread=0.3)
+    options: Any = {"batch_size": batch_size, "max_iterations": 3}
+    best = kmeans(points, 9, key=KEY, restarts=4, **options)
+    singles = [kmeans(points, 9, key=jax.random.fold_in(KEY, r), **options) for r in range(4)]
+    winner = min(singles, key=lambda result: result.inertia)
+    assert len({result.inertia for result in singles}) > 1
+    assert best.inertia == winner.inertia
+    np.testing.assert_array_equal(best.labels_N, winner.labels_N)
+    np.testing.assert_array_equal(best.centroids_KxD, winner.centroids_KxD)
+
+
+def test_sums_stay_those_of_the_labels(monkeypatch):
+    """Sums that only follow the labels and sums that start afresh each iteration end in the same place."""
+    points = 3 + np.random.default_rng(1).normal(size=(3000, 12)).astype(np.float32)  # no clusters: many iterations
+    follow = kmeans(points, 15, key=KEY, tolerance=0, max_iterations=1000)
+    assert follow.iterations > 40
+    means = np.stack([points[follow.labels_N == c].mean(0, dtype=np.float64) for c in range(15)])
+    np.testing.assert_allclose(follow.centroids_KxD, means, atol=2e-6)
+    monkeypatch.setattr(PROGRAMS, "_FRESH_SUMS_EVERY", 1)
+    jax.clear_caches()
+    fresh = kmeans(points, 15, key=KEY, tolerance=0, max_iterations=1000)
+    jax.clear_caches()
+    np.testing.assert_array_equal(fresh.labels_N, follow.labels_N)
+    assert fresh.inertia == pytest.approx(follow.inertia, rel=1e-6)
+
+
+def test_distances_by_blocks_change_nothing(monkeypatch):
+    points = mixture(5000, 6, 9)
+    whole = kmeans(points, 9, key=KEY)
+    monkeypatch.setattr(PROGRAMS, "_LARGEST_PRODUCT", 1)
+    jax.clear_caches()
+    blocks = kmeans(points, 9, key=KEY)
+    jax.clear_caches()
+    np.testing.assert_array_equal(blocks.labels_N, whole.labels_N)
+    np.testing.assert_allclose(blocks.centroids_KxD, whole.centroids_KxD, atol=1e-5)
+
+
+def test_batches_of_candidates_follow_the_law():
+    """Three points on a line, two centroids: which pair comes out, against the law of greedy k-means++ by enumeration.
+
+    From the first (uniform), two draws in proportion to the squared distance; the better one stays. Chi-square with
+    two degrees of freedom at level 1e-4.
+    """
+    points = np.array([[0.0], [1.0], [3.0]], np.float32)
+    law: dict[tuple[int, int], float] = {}
+    for first in range(3):
+        mass = (points[:, 0] - points[first, 0]) ** 2
+        mass = mass / mass.sum()
+        left = [np.minimum((points - points[first]) ** 2, (points - points[c]) ** 2).sum() for c in range(3)]
+        for a in range(3):
+            for b in range(3):
+                pair = (first, a if left[a] <= left[b] else b)
+                pair = (min(pair), max(pair))
+                law[pair] = law.get(pair, 0) + mass[a] * mass[b] / 3
+    draws, found = 900, dict.fromkeys(law, 0)
+    device = jax.numpy.asarray(np.pad(points, ((0, 1), (0, 0))))
+    squares, _ = PROGRAMS.moments(device)
+    firsts = np.random.default_rng(0).integers(3, size=draws)
+    for seed, first in enumerate(firsts):
+        start = PROGRAMS.plus_plus(jax.random.key(seed), first, device, squares, 3, 2)
+        a, b = (int(np.flatnonzero(points[:, 0] == c)[0]) for c in np.asarray(start)[:, 0])
+        found[min(a, b), max(a, b)] += 1
+    kept = [pair for pair in law if law[pair] > 0]
+    assert all(found[pair] == 0 for pair in law if law[pair] == 0)
+    assert sum((found[p] - draws * law[p]) ** 2 / (draws * law[p]) for p in kept) < 18.4
+
+
+def test_later_centroids_of_one_batch_follow_the_law():
+    """Two tight pairs and a far point: once a point is taken, what lies beside it is hardly ever drawn."""
+    points = np.array([[0, 0], [0.01, 0], [10, 0], [10.01, 0], [0, 10]], np.float32)
+    for seed in range(50):
+        result = kmeans(points, 3, key=jax.random.key(seed), max_iterations=1)
+        np.testing.assert_array_equal(np.sort(result.sizes_K), [1, 2, 2])
+
+
+def minibatch_oracle(points, start, batches):
+    """Sculley's loop, one point at a time, in float64."""
+    centroids, seen = np.array(start, np.float64), np.zeros(len(start))
+    for rows in batches:
+        nearest = ((points[rows, None].astype(np.float64) - centroids) ** 2).sum(-1).argmin(1)
+        for row, c in zip(rows, nearest, strict=True):
+            seen[c] += 1
+            centroids[c] += (points[row] - centroids[c]) / seen[c]
+    return centroids
+
+
+def test_minibatch_is_sculleys_loop():
+    points = mixture(500, 4, 3) + 5
+    start = points[:3] + 0.1
+    result = kmeans(points, 3, key=KEY, init=start, batch_size=64, max_iterations=2, tolerance=0)
+    generator = generator_of(KEY)
+    list(zip(range(3), KMEANS._batches(500, 64, generator), strict=False))  # the sample takes the generator on
+    batches = [rows for _ in range(2) for rows in KMEANS._batches(500, 64, generator)]
+    np.testing.assert_allclose(result.centroids_KxD, minibatch_oracle(points, start, batches), atol=1e-4)
+    labels = ((points[:, None] - result.centroids_KxD) ** 2).sum(-1).argmin(1)
+    np.testing.assert_array_equal(result.labels_N, labels)
+    assert result.inertia == pytest.approx(inertia_of(points, labels, result.centroids_KxD), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (10, 3), (1000, 64), (1001, 999), (64, 64), (2050, 100)])
+def test_batches_hold_every_row_once(n, size):
+    batches = list(KMEANS._batches(n, size, np.random.default_rng(0)))
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(n))
+    assert all(0 < len(rows) <= size for rows in batches)
+    if n == 2050:
+        assert all(np.ptp(rows) > n / 3 for rows in batches)  # from all parts, so that sorted pools are mixed
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_minibatch_is_as_good_as_sklearn(spread):
+    points = mixture(3000, 10, 30, spread=spread)
+    points = points[np.argsort(points[:, 0])]  # rows in an order that a plain run of rows would suffer from
+    starts = [kmeans_plusplus(points, 15, random_state=s)[0] for s in range(3)]  # the same for both
+    ours = [kmeans(points, 15, key=KEY, init=start, batch_size=512).inertia for start in starts]
+    options: Any = {"n_init": 1, "batch_size": 512, "random_state": 0}
+    theirs = [MiniBatchKMeans(15, **{"init": start, **options}).fit(points).inertia_ for start in starts]
+    assert np.median(ours) <= 1.03 * np.median(theirs)
+
+
+def test_minibatch_never_holds_the_pool(tmp_path):
+    points = mixture(40_000, 64, 5)
+    np.save(tmp_path / "pool.npy", points)
+    pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    options: Any = {"key": KEY, "batch_size": 512, "max_iterations": 2}
+    in_memory = kmeans(points, 5, **options)
+    tracemalloc.start()
+    mapped = kmeans(pool, 5, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(mapped.labels_N, in_memory.labels_N)
+    assert mapped.inertia == in_memory.inertia
+    assert peak < points.nbytes / 2
+    assert max((array.nbytes for array in jax.live_arrays()), default=0) < points.nbytes / 2
+
+
+def test_minibatch_revives_centroids_that_meet_no_point():
+    points = mixture(800, 3, 6, spread=0.1)
+    start = np.full((6, 3), 500, np.float32) + np.arange(6)[:, None]
+    result = kmeans(points, 6, key=KEY, init=start, batch_size=100)
+    assert (result.sizes_K > 0).all()
+    assert result.converged
+
+
+def test_minibatch_of_unit_rows():
+    points = mixture(2000, 8, 4)
+    full = kmeans(points, 4, key=KEY, spherical=True, restarts=3)
+    batches = kmeans(points * 7, 4, key=KEY, spherical=True, restarts=3, batch_size=256)
+    np.testing.assert_allclose(np.linalg.norm(batches.centroids_KxD, axis=1), 1, rtol=1e-5)
+    assert batches.inertia <= 1.03 * full.inertia
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    np.testing.assert_array_equal((unit @ batches.centroids_KxD.T).argmax(1), batches.labels_N)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_minibatch_with_fewer_distinct_points_than_clusters(spherical):
+    points = np.repeat(mixture(3, 6, 3), 20, axis=0)
+    result = kmeans(points, 7, key=KEY, spherical=spherical, batch_size=16)
+    assert result.inertia == pytest.approx(0, abs=1e-5)
+    assert result.converged
+    assert (result.sizes_K > 0).sum() == 3
+
+
+def test_minibatch_corners():
+    same = kmeans(np.full((50, 1), 3.0), 4, key=KEY, batch_size=10)
+    assert same.inertia == 0
+    line = np.arange(9, dtype=np.float32)[:, None] ** 2
+    each = kmeans(line, 9, key=KEY, batch_size=1000)  # k = N, D = 1, a batch larger than the pool
+    assert (each.sizes_K == 1).all()
+    assert each.inertia == pytest.approx(0, abs=1e-6)
+    one = kmeans(line, 1, key=KEY, batch_size=1)
+    np.testing.assert_allclose(one.centroids_KxD, [[line.mean()]], rtol=1e-5)
+
+
+def test_errors_of_the_new_options():
+    points = mixture(10, 3, 2)
+    with pytest.raises(ValueError, match="restarts is 0"):
+        kmeans(points, 2, key=KEY, restarts=0)
+    with pytest.raises(ValueError, match="all would end alike"):
+        kmeans(points, 2, key=KEY, restarts=2, init=points[:2])
+    with pytest.raises(ValueError, match="batch_size is 1: give an integer at least 2"):
+        kmeans(points, 2, key=KEY, batch_size=1)
+
+
+def test_threads_change_no_label(tmp_path):
+    """The same clustering in a process that may use one core only."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot bind a process to a core")
+    points = mixture(5000, 40, 12)
+    np.save(tmp_path / "points.npy", points)
+    script = f"""
+import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import jax, numpy as np
+from deft_tsds.kmeans import kmeans
+result = kmeans(np.load({str(tmp_path / "points.npy")!r}), 12, key=jax.random.key(0))
+np.savez({str(tmp_path / "one.npz")!r}, labels=result.labels_N, centroids=result.centroids_KxD)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    one = np.load(tmp_path / "one.npz")
+    here = kmeans(points, 12, key=KEY)
+    np.testing.assert_array_equal(here.labels_N, one["labels"])
+    np.testing.assert_allclose(here.centroids_KxD, one["centroids"], atol=1e-5)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 from oracles import brute_density, brute_distances
 
+from deft_tsds.arrays import Rows
 from deft_tsds.problem import Plan, Problem
 
 
@@ -37,6 +40,35 @@ def test_density_over_the_pool():
     problem = Problem.from_embeddings(candidates, queries, neighbors=6, bandwidth=2.0, density_over="pool")
     expected = brute_density(candidates[problem.shortlist_U], candidates, 2.0)
     np.testing.assert_allclose(problem.density_U, expected, rtol=1e-4)
+
+
+class ReadByRow(Rows):
+    """Rows that are nowhere in memory as one array, as far as anyone can tell."""
+
+    def __init__(self, array):
+        self._array = array
+
+    @property
+    def shape(self):
+        return self._array.shape
+
+    def __getitem__(self, rows):
+        return self._array[rows].copy()
+
+
+@pytest.mark.parametrize("neighbors", [6, 30])
+@pytest.mark.parametrize("density_over", ["shortlist", "pool"])
+def test_a_store_gives_what_the_array_gives(tmp_path, neighbors, density_over):
+    candidates, queries = embeddings()
+    path = tmp_path / "candidates.npy"
+    np.save(path, candidates)
+    arguments: dict[str, Any] = {"neighbors": neighbors, "bandwidth": 2.0, "density_over": density_over}
+    expected = Problem.from_embeddings(candidates, queries, **arguments)
+    for pool in (ReadByRow(candidates), np.load(path, mmap_mode="r")):
+        problem = Problem.from_embeddings(pool, queries, **arguments)
+        np.testing.assert_array_equal(problem.shortlist_U, expected.shortlist_U)
+        np.testing.assert_array_equal(problem.costs_MxK, expected.costs_MxK)
+        np.testing.assert_allclose(problem.density_U, expected.density_U, rtol=1e-6)
 
 
 def test_neighbors_above_the_pool_mean_the_whole_pool():

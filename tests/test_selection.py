@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import deft_tsds as dt
 from deft_tsds import Pool, Selection
+from deft_tsds.cost import PlanCost, StageCost
 from deft_tsds.runs import read_jsonl
 
 KEY = jax.random.key(0)
@@ -31,7 +32,7 @@ def never(pool, *, budget, key):
     raise AssertionError("the selector ran before the input was checked")
 
 
-def choose(selector=first, candidates=POOL, budget=3, key=KEY, **options):
+def choose(selector=first, candidates=POOL, budget: int | None = 3, key=KEY, **options):
     return dt.select(candidates, selector=selector, budget=budget, key=key, **options)
 
 
@@ -167,6 +168,92 @@ def test_fewer_rows_with_a_stated_shortfall():
         return Selection.of([5], info={"shortfall": "only one was any good"})
 
     assert choose(short).info["chosen"] == 1
+
+
+def cheap(pool, *, budget, key):
+    """Takes the first rows that the cost budget allows; asked for rows, all of them."""
+    assert pool.cost_budget is None or budget == len(pool)
+    return Selection.of(np.flatnonzero(np.cumsum(pool.costs_N) <= (pool.cost_budget or np.inf)))
+
+
+cheap.takes_cost_budget = True  # type: ignore[attr-defined]
+
+
+def test_cost_budget():
+    costs = np.arange(1, 13)
+    selection = choose(cheap, budget=None, costs=costs, cost_budget=11)
+    np.testing.assert_array_equal(selection.indices, [0, 1, 2, 3])  # 1 + 2 + 3 + 4, and 5 more would be too much
+    assert (selection.info["cost"], selection.info["cost_budget"]) == (10, 11)
+    assert "budget" not in selection.info
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("exactly one of them", {"selector": cheap, "costs": costs, "cost_budget": 11}),
+        ("exactly one of them", {"selector": cheap, "costs": costs, "budget": None}),
+        ("cost_budget needs costs", {"selector": cheap, "budget": None, "cost_budget": 11}),
+        ("cost_budget is 0", {"selector": cheap, "budget": None, "costs": costs, "cost_budget": 0}),
+        ("never counts rows and knows no costs", {"selector": never, "budget": None, "costs": costs, "cost_budget": 1}),
+    ]
+    for message, options in cases:
+        with pytest.raises(ValueError, match=message):
+            choose(**options)
+
+    def dear(pool, *, budget, key):
+        return Selection.of([11])
+
+    dear.takes_cost_budget = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="dear returned rows that cost 12, above the cost_budget of 11"):
+        choose(dear, budget=None, costs=costs, cost_budget=11)
+
+
+@dataclass(frozen=True)
+class Hungry:
+    """Needs a gigabyte, and says so."""
+
+    def cost(self, pool, budget):
+        return PlanCost((StageCost("eating", 10**9, 10 * len(pool) * budget),))
+
+    def __call__(self, pool, *, budget, key):
+        return first(pool, budget=budget, key=key)
+
+
+def test_memory_budget_refuses_before_any_work(monkeypatch):
+    monkeypatch.setattr(Hungry, "__call__", never)
+    with pytest.raises(ValueError, match="Hungry would need about 1 GB") as error:
+        choose(Hungry(), memory_budget=10**9 - 1)
+    assert "0.000" not in str(error.value)
+    for part in (
+        "memory_budget allows",
+        "eating",
+        "1.000",
+        "peak, and sum",
+        "upper bounds. Lower what the largest stage",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="memory_budget is 0"):
+        choose(memory_budget=0)
+
+
+def test_memory_budget_is_by_default_what_is_available(monkeypatch):
+    assert choose(Hungry(), memory_budget=10**9).info["chosen"] == 3
+    monkeypatch.setattr("deft_tsds.selection.available_memory", lambda: 10**9 - 1)
+    with pytest.raises(ValueError, match="is available on this machine"):
+        choose(Hungry())
+    assert choose(first).info["chosen"] == 3  # says nothing of its cost
+    monkeypatch.setattr("deft_tsds.selection.available_memory", lambda: None)
+    assert choose(Hungry()).info["chosen"] == 3
+    monkeypatch.setattr(Hungry, "cost", lambda self, pool, budget: 10**9)
+    with pytest.raises(ValueError, match="the method cost of Hungry returned int"):
+        choose(Hungry())
+    monkeypatch.setattr(Hungry, "cost", 5.0)  # a parameter of that name is no method
+    assert choose(Hungry()).info["chosen"] == 3
+
+
+def test_parameters_of_selectors_within_selectors():
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Any = dataclasses.field(default_factory=Mine)
+        __call__ = staticmethod(first)
+
+    assert choose(Outer()).info["parameters"] == {"inner": {"power": 2.0, "terms": [repr(np.sin)]}}
 
 
 def test_selection_of_errors():

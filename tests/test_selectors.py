@@ -12,6 +12,7 @@ from sklearn.metrics import silhouette_score
 
 import deft_tsds as dt
 from deft_tsds import Selection
+from deft_tsds.config import load
 from deft_tsds.sampling import inclusion_probabilities
 from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
 from deft_tsds.selectors.clusters import choose_clusters
@@ -581,7 +582,7 @@ def test_tsds_by_cluster_gives_each_cluster_its_part():
     assert counts[2] == 4
     assert abs(counts[0] - counts[1]) == 1
     assert np.bincount(direction[plain.indices], minlength=3)[0] > counts[0]
-    size = {0: 40, 1: 16, 2: 4}
+    size = np.array([40, 16, 4])
     for row, reason in zip(selection.indices, selection.reasons, strict=True):
         assert reason["cluster_size"] == size[direction[row]]
         assert reason["probability"] > 0
@@ -635,3 +636,42 @@ def test_tsds_parameters():
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             TSDS(**options)
+
+
+# From a config
+
+
+def test_every_selector_can_be_set_from_the_command_line(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        """
+from deft_tsds.config import Arm, Experiment, Synthetic
+from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, ShortlistDEFT
+
+config = Experiment(
+    data=Synthetic(),
+    arms={
+        "tsds": Arm(TSDS(), count=9),
+        "deft": Arm(DEFT(), count=9),
+        "near": Arm(ShortlistDEFT(), count=9),
+        "clustered": Arm(ClusteredTSDS(), count=9),
+    },
+)
+"""
+    )
+    arguments = {
+        "tsds": "--fill nearest --bandwidth auto --alpha 0.3 --quotas a 5 b 0.25 --caps c 3",
+        "deft": "--clusters silhouette --most-clusters 9",
+        "near": "--deft.clusters 3 --neighbors 50",
+        "clustered": "--clusters silhouette --tsds.effective-size 40",
+    }
+    prefixed = [
+        word.replace("--", f"--arms.{arm}.selector.") for arm, words in arguments.items() for word in words.split()
+    ]
+    arms = load(path, prefixed)[0].arms
+    assert arms["tsds"].selector == TSDS(
+        fill="nearest", bandwidth="auto", alpha=0.3, quotas={"a": 5, "b": 0.25}, caps={"c": 3}
+    )
+    assert arms["deft"].selector == DEFT(clusters="silhouette", most_clusters=9)
+    assert arms["near"].selector == ShortlistDEFT(DEFT(clusters=3, base=0.0), neighbors=50)
+    assert arms["clustered"].selector == ClusteredTSDS(TSDS(effective_size=40), clusters="silhouette")

@@ -27,6 +27,11 @@ def check_clusters(clusters: Any, most_clusters: Any) -> None:
     check_count(most_clusters, "most_clusters", 2)
 
 
+def largest_k(clusters: Clusters, most_clusters: int) -> int:
+    """The most clusters that `cluster_rows` can make."""
+    return most_clusters if isinstance(clusters, str) else clusters
+
+
 def cluster_rows(
     unit_NxD: np.ndarray, clusters: Clusters, *, most_clusters: int, key: jax.Array
 ) -> tuple[KMeans, dict[str, Any]]:
@@ -75,7 +80,7 @@ def choose_clusters(unit_NxD: np.ndarray, most_clusters: int, *, key: jax.Array)
     distinct = len(np.unique(sample_nxD, axis=0))
     scores = []
     for k in track(range(2, min(most_clusters, n - 1, distinct) + 1), "choosing the number of clusters"):
-        labels_n = Lloyd(k, n_init=1, random_state=int(generator.integers(2**31))).fit_predict(sample_nxD)
+        labels_n = Lloyd(k, random_state=int(generator.integers(2**31))).fit_predict(sample_nxD)
         scores.append({"clusters": k, "score": float(silhouette_score(sample_nxD, labels_n))})
     best = max(scores, key=lambda item: item["score"], default={"clusters": 1})
     return best["clusters"], scores

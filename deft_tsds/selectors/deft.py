@@ -18,7 +18,7 @@ from deft_tsds.arrays import check_count, check_real, normalize_rows
 from deft_tsds.cost import PlanCost, clustering_cost
 from deft_tsds.sampling import generator_of, sample_stratified
 from deft_tsds.selection import Pool, Selection
-from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, cosine_distances
+from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, cosine_distances, largest_k
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class DEFT:
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """What the clustering will need (see `deft_tsds.cost`)."""
-        clusters = self.most_clusters if isinstance(self.clusters, str) else self.clusters
-        return clustering_cost(len(pool), pool.embeddings_NxD.shape[1], clusters)
+        n, d = pool.embeddings_NxD.shape
+        return clustering_cost(n, d, largest_k(self.clusters, self.most_clusters))
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         n = len(pool)

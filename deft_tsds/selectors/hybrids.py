@@ -16,7 +16,7 @@ from deft_tsds.arrays import check_count, normalize_rows
 from deft_tsds.cost import PlanCost, clustering_cost, neighbors_cost
 from deft_tsds.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool, Selection
-from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows
+from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, largest_k
 from deft_tsds.selectors.deft import DEFT
 from deft_tsds.selectors.tsds import TSDS
 
@@ -42,10 +42,10 @@ class ShortlistDEFT:
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """The neighbours, and the clustering of the largest shortlist that they can make (see `deft_tsds.cost`)."""
-        m, d = pool.queries_MxD.shape
-        shortlist = min(len(pool), m * self.neighbors)
-        clusters = self.deft.most_clusters if isinstance(self.deft.clusters, str) else self.deft.clusters
-        return neighbors_cost(len(pool), m, d, self.neighbors) + clustering_cost(shortlist, d, clusters)
+        n, d = pool.embeddings_NxD.shape
+        m = len(np.asarray(pool.queries_MxD))
+        clusters = largest_k(self.deft.clusters, self.deft.most_clusters)
+        return neighbors_cost(n, m, d, self.neighbors) + clustering_cost(min(n, m * self.neighbors), d, clusters)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         found = nearest_neighbors(pool.queries_MxD, pool.embeddings_NxD, min(self.neighbors, len(pool)))
@@ -99,8 +99,8 @@ class ClusteredTSDS:
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """The clustering of the pool, and then the stages of TSDS (see `deft_tsds.cost`)."""
-        clusters = self.most_clusters if isinstance(self.clusters, str) else self.clusters
-        return clustering_cost(*pool.embeddings_NxD.shape, clusters) + self.tsds.cost(pool, budget)
+        n, d = pool.embeddings_NxD.shape
+        return clustering_cost(n, d, largest_k(self.clusters, self.most_clusters)) + self.tsds.cost(pool, budget)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         key_clusters, key_draw = jax.random.split(key)

@@ -59,7 +59,7 @@ class TSDS:
 
     fill: Literal["nearest"] | None = None
     """What to do when fewer rows have a probability than the budget asks for: None is an error that names the knobs,
-    "nearest" takes all of them, and then the candidates nearest to any query."""
+    "nearest" takes all of them, and then the candidates nearest to any query (one more pass over the pool)."""
 
     quotas: dict[str, int | float] | Literal["equal"] | None = None
     """Per group, a number of rows or a share of the budget, or "equal" for the same from each (see `sample`). Needs
@@ -97,9 +97,10 @@ class TSDS:
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """What the stages will need with the neighbours asked for (see `deft_tsds.cost`); each doubling by `grow`
         doubles what depends on K."""
-        m, d = pool.queries_MxD.shape
+        n, d = pool.embeddings_NxD.shape
+        m = len(np.asarray(pool.queries_MxD))
         density_over = self.density_over if self.regularizer == "kde" else None
-        return plan_cost(len(pool), m, d, self.neighbors, budget=budget, density_over=density_over)
+        return plan_cost(n, m, d, self.neighbors, budget=budget, density_over=density_over)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         draw = pool.draw_budget(budget)
