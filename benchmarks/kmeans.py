@@ -57,7 +57,8 @@ def sklearn_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
     from sklearn.cluster import KMeans
 
     points = np.load(path)
-    model = KMeans(k, init=_start(points, k), n_init=1, tol=0, max_iter=iterations, algorithm="lloyd")
+    options: dict[str, Any] = {"init": _start(points, k), "n_init": 1}
+    model = KMeans(k, tol=0, max_iter=iterations, algorithm="lloyd", **options)
     return lambda: model.fit(points)
 
 
@@ -108,10 +109,11 @@ def sklearn_fit(path: str, k: int, batch_size: int | None = None) -> Callable[[]
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     points = np.load(path)
+    options: dict[str, Any] = {"n_init": 1, "random_state": 0}
     if batch_size is None:
-        model = KMeans(k, n_init=1, random_state=0, algorithm="lloyd")
+        model = KMeans(k, algorithm="lloyd", **options)
     else:
-        model = MiniBatchKMeans(k, n_init=1, random_state=0, batch_size=batch_size)
+        model = MiniBatchKMeans(k, batch_size=batch_size, **options)
     return lambda: model.fit(points)
 
 

@@ -364,7 +364,8 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
                 return
             tile.settle(block, survivors)
             if survivors.dtype == np.float32:
-                _visit(tile, block, _Survivors(*tile.rows_TxD.shape, b - first, survivors.k, np.float64), first)
+                t, d = tile.rows_TxD.shape
+                _visit(tile, block, _Survivors(t, d, b - first, survivors.k, np.float64), first)
                 return
             survivors.begin(tile, block)
         if not (survivors.device and survivors.take_from_device(chunk)):

@@ -243,8 +243,9 @@ def _descend(
         growth = jnp.where(jnp.isfinite(ratio), jnp.clip(_SAFETY * ratio, lowest, region.growth), lowest)
         new_step = jnp.minimum(state.step * growth, _LONGEST * first_step)
         kept = (state.log_r, state.smooth, state.slopes, state.value)
-        moved = jax.tree.map(partial(jnp.where, taken), (log_y, smooth_y, slopes_y, value_y), kept)
-        return _State(*moved, bound, new_step, multipliers, state.count + 1)
+        found = (log_y, smooth_y, slopes_y, value_y)
+        log_r, smooth_r, slopes_r, value_r = jax.tree.map(partial(jnp.where, taken), found, kept)
+        return _State(log_r, smooth_r, slopes_r, value_r, bound, new_step, multipliers, state.count + 1)
 
     def going(state):
         return (state.value - state.bound > allowance(state.value)) & (state.count < max_iterations)
@@ -311,5 +312,5 @@ def _answer(
         )
     if not info["converged"]:
         warnings.warn(info["message"], stacklevel=3)
-    host = [np.asarray(array) for array in (plan.mass_MxK, plan.weights_U, plan.shortlist_U)]
-    return Plan(*host, plan.size, info), info
+    mass_MxK, weights_U, shortlist_U = (np.asarray(x) for x in (plan.mass_MxK, plan.weights_U, plan.shortlist_U))
+    return Plan(mass_MxK, weights_U, shortlist_U, plan.size, info), info

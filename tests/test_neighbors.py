@@ -84,7 +84,7 @@ def test_float32_and_float64_scores_lead_to_the_same(crowded, monkeypatch, metri
     found = []
     for cost in (0, 10**9):
         monkeypatch.setattr(neighbors, "_SURVIVOR_COST", cost)
-        found.append(nearest_neighbors(*crowded, k, metric=metric))
+        found.append(nearest_neighbors(crowded[0], crowded[1], k, metric=metric))
     np.testing.assert_array_equal(found[0].indices_MxK, found[1].indices_MxK)
     np.testing.assert_array_equal(found[0].distances_MxK, found[1].distances_MxK)
     queries, candidates = crowded
@@ -102,9 +102,9 @@ def test_scores_that_lie_within_their_error_bound_are_harmless(crowded, monkeypa
         scores = exact(survivors, rows)
         return scores + (0.9 * survivors.error_T[:, None] * rng.uniform(-1, 1, scores.shape)).astype(scores.dtype)
 
-    found = nearest_neighbors(*crowded, 20)
+    found = nearest_neighbors(crowded[0], crowded[1], 20)
     monkeypatch.setattr(neighbors._Survivors, "scores", off)
-    disturbed = nearest_neighbors(*crowded, 20)
+    disturbed = nearest_neighbors(crowded[0], crowded[1], 20)
     np.testing.assert_array_equal(found.indices_MxK, disturbed.indices_MxK)
     np.testing.assert_array_equal(found.distances_MxK, disturbed.distances_MxK)
 
@@ -117,14 +117,16 @@ def test_a_pool_sorted_by_distance_defeats_no_guess(monkeypatch, order):
     queries = [[-9.0], [0.3], [9.0]]
     for k in (1, 30, 2000):
         found = nearest_neighbors(queries, candidates, k)
-        distances, indices = brute_neighbors(np.float32(queries), np.float32(candidates), k, "euclidean")
+        distances, indices = brute_neighbors(
+            np.array(queries, np.float32), candidates.astype(np.float32), k, "euclidean"
+        )
         np.testing.assert_array_equal(found.distances_MxK, distances)
         np.testing.assert_array_equal(found.indices_MxK, indices)
 
 
 def test_a_wrong_guess_is_taken_back(crowded, monkeypatch):
     monkeypatch.setattr(neighbors, "_CHUNK", 64)
-    expected = nearest_neighbors(*crowded, 200)
+    expected = nearest_neighbors(crowded[0], crowded[1], 200)
     guessed = []
 
     def too_low(survivors, start):
@@ -132,7 +134,7 @@ def test_a_wrong_guess_is_taken_back(crowded, monkeypatch):
         return np.full(len(survivors.limit_T), -1.99, survivors.dtype)  # no row is as near as that
 
     monkeypatch.setattr(neighbors._Survivors, "guess", too_low)
-    found = nearest_neighbors(*crowded, 200)
+    found = nearest_neighbors(crowded[0], crowded[1], 200)
     assert guessed
     np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
 
@@ -148,10 +150,10 @@ def test_more_ties_than_room(monkeypatch):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_way_of_an_accelerator_finds_the_same(crowded, monkeypatch, metric):
-    expected = nearest_neighbors(*crowded, 40, metric=metric)
+    expected = nearest_neighbors(crowded[0], crowded[1], 40, metric=metric)
     monkeypatch.setattr(neighbors, "_on_accelerator", lambda: True)
     monkeypatch.setattr(neighbors, "_DEVICE_CHUNK", 1024)
-    found = nearest_neighbors(*crowded, 40, metric=metric, block_bytes=3000 * 4 * 48)
+    found = nearest_neighbors(crowded[0], crowded[1], 40, metric=metric, block_bytes=3000 * 4 * 48)
     np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
     np.testing.assert_array_equal(found.distances_MxK, expected.distances_MxK)
 
@@ -161,17 +163,17 @@ def test_an_accelerator_compiles_once(crowded, monkeypatch):
     monkeypatch.setattr(neighbors, "_DEVICE_CHUNK", 1024)
     queries, candidates = crowded
     nearest_neighbors(queries, candidates, 40)
-    compiled = neighbors._lowest_scores._cache_size()
+    compiled = neighbors._lowest_scores._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     nearest_neighbors(queries[:9], candidates[:4321], 40)  # other numbers of rows, the same shapes
-    assert neighbors._lowest_scores._cache_size() == compiled
+    assert neighbors._lowest_scores._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_threads_change_nothing(crowded, monkeypatch):
-    expected = nearest_neighbors(*crowded, 50)
+    expected = nearest_neighbors(crowded[0], crowded[1], 50)
     monkeypatch.setattr(neighbors, "_LEAST_TILE", 7)
     for cpus in (1, 3):
         monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)), raising=False)
-        found = nearest_neighbors(*crowded, 50)
+        found = nearest_neighbors(crowded[0], crowded[1], 50)
         np.testing.assert_array_equal(found.indices_MxK, expected.indices_MxK)
         np.testing.assert_array_equal(found.distances_MxK, expected.distances_MxK)
 

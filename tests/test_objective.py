@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def test_check_names_the_term(term, message):
         (1.0, "term 'mine' is 1.0: give a weight and a function"),
         ((1.0, 3), "term 'mine' is 3: give a function"),
         ((1.0, lambda plan: 0.0), "term 'mine', .* cannot be called as term"),
-        ((1.0, functools.partial(squares, wrong=1)), "term 'mine', squares.* cannot be called as term"),
+        ((1.0, functools.partial(cast(Any, squares), wrong=1)), "term 'mine', squares.* cannot be called as term"),
         ((1.0, functools.partial(squares, 1)), "term 'mine' is a partial with positional arguments"),
         ((float("nan"), squares), "weight of term 'mine' is nan: give a finite number"),
         (("much", squares), "weight of term 'mine' is 'much': give a number"),
