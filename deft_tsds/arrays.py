@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import math
 import operator
+import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -153,6 +154,11 @@ def normalize_rows(x: np.ndarray) -> np.ndarray:
         norms = np.sqrt(np.sum(block * block, axis=1, keepdims=True))
         unit[rows] = block / np.where(norms > 0, norms, 1.0)
     return unit
+
+
+def usable_cpus() -> int:
+    """How many processors this process may run on: the threads worth starting for work on blocks."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def row_blocks(n_rows: int, row_bytes: int, budget_bytes: int = BLOCK_BYTES) -> Iterator[slice]:

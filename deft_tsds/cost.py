@@ -6,8 +6,8 @@ has to measure, or how much of a density is pruned. Tests hold the bytes to what
 allocate: not less than that, and not more than four times as much. With L = M K places in the neighbourhoods, U
 candidates in the shortlist and W threads:
 
-    neighbours    24 L: keys of distance and index, 8 bytes, and both taken apart. A thread works on 256 queries at a
-                  time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 256 W (131,072 + 120 K).
+    neighbours    24 L: keys of distance and index, 8 bytes, and both taken apart. A thread works on 512 queries at a
+                  time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 512 W (131,072 + 120 K).
                   5 N to number the shortlist
     density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 4 U G, with
                   G = U / 250 and at most 512; 12 MB of tiles a thread. Over the pool, 131,072 rows of it as well
@@ -25,9 +25,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from deft_tsds.arrays import BLOCK_BYTES, check_count
+from deft_tsds.arrays import BLOCK_BYTES, check_count, usable_cpus
 
-_TILE_QUERIES = 256
+_TILE_QUERIES = 512
 _CHUNK_CANDIDATES = 4096
 _CELL, _CELLS = 250, 512
 _POOL_ROWS = 2**17
@@ -118,7 +118,7 @@ def plan_cost(
     if density_over is not None:
         rows, compared = (u, u) if density_over == "shortlist" else (u + min(n, _POOL_ROWS), n)
         cells = min(_CELLS, 1 + compared // _CELL)
-        tiles = _threads() * min(_DENSITY_TILES, 16 * u * compared)
+        tiles = usable_cpus() * min(_DENSITY_TILES, 16 * u * compared)
         pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist a pair serves both of its rows
         stages.append(StageCost("density", 8 * places + rows * (10 * d + 4 * cells) + tiles, pairs * d))
     blocks = min(40 * places, _CLOSED_FORM_BLOCKS)
@@ -133,7 +133,7 @@ def plan_cost(
 def neighbors_cost(n: int, m: int, d: int, k: int) -> PlanCost:
     """What `nearest_neighbors` and the numbering of the shortlist need, without a block read from disk."""
     k = min(k, n)
-    tiles = min(_threads(), -(-m // _TILE_QUERIES)) * min(m, _TILE_QUERIES)
+    tiles = min(usable_cpus(), -(-m // _TILE_QUERIES)) * min(m, _TILE_QUERIES)
     size = 24 * m * k + tiles * (32 * min(_CHUNK_CANDIDATES, n) + 120 * k) + 5 * n
     return PlanCost((StageCost("neighbours", size, 2 * m * n * d),))
 
@@ -162,7 +162,3 @@ def available_memory() -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # no such function (Windows), or no such name (macOS)
         return None
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,6 @@ What is left is measured. No bound changes a sum beyond rounding: each leaves a 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks
+from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks, usable_cpus
 from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
@@ -78,7 +77,7 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
     sketched = points_UxD.shape[1] >= 16 and len(points_UxD) * len(pool_NxD) > _SKETCH_PAIRS
     sums_U = np.zeros(len(points_UxD))
     # One BLAS thread to a worker: the products are small, and a sum then never depends on the number of threads.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(_cpus()) as threads:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as threads:
         dimensions = points_UxD.shape[1] // 4 if sketched else 0
         kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
         packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
@@ -91,10 +90,6 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
     density_U = np.empty(len(sums_U), np.float32)
     density_U[packed.order_N] = sums_U
     return density_U
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, eq=False)

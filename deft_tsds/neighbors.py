@@ -17,7 +17,6 @@ integers is the order asked for, and blocks of any size merge to the same k.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import as_matrix, check_count, check_same_width, row_blocks
+from deft_tsds.arrays import as_matrix, check_count, check_same_width, row_blocks, usable_cpus
 from deft_tsds.runs import track
 
 Metric = Literal["euclidean", "cosine", "dot"]
@@ -94,7 +93,7 @@ def nearest_neighbors(
 
     device = _on_accelerator()
     precision = np.float32 if device or k * _SURVIVOR_COST <= n else np.float64
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cpus()
     distances_MxK, indices_MxK = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
     parts = max(-(-m // _TILE), min(cpus, -(-m // _LEAST_TILE)))
     tiles = [_Tile(rows, queries_MxD[rows], metric, k) for rows in row_blocks(m, 1, -(-m // parts))]

@@ -204,7 +204,7 @@ def test_cells_blocks_and_threads_change_nothing(monkeypatch):
         np.testing.assert_allclose(own, whole[0], rtol=1e-5)
         np.testing.assert_allclose(kernel_density(points, bandwidth=0.4, pool=pool), whole[1], rtol=1e-5, atol=1e-5)
         with monkeypatch.context() as patch:
-            patch.setattr(density, "_cpus", lambda: 1)
+            patch.setattr(density, "usable_cpus", lambda: 1)
             np.testing.assert_array_equal(kernel_density(points, bandwidth=0.4), own)
 
 

@@ -59,9 +59,7 @@ class Transport:
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """What the stages before the solver will need, and the draw (see `deft_tsds.cost`)."""
         density_over = None if self.bandwidth is None else self.density_over
-        if pool.queries_MxD is None:
-            raise ValueError("Transport needs queries: give embeddings of a few examples of the target task.")
-        m, d = pool.queries_MxD.shape
+        m, d = np.asarray(pool.queries_MxD).shape
         return plan_cost(len(pool), m, d, self.neighbors, budget=budget, density_over=density_over)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:

@@ -5,7 +5,6 @@ Reference: "TSDS: Data Selection for Task-Specific Model Finetuning", arXiv 2410
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -55,7 +54,8 @@ class TSDS:
     """Where near-duplicates are looked for: among the "shortlist" of neighbours, or in the whole "pool" (slower)."""
 
     grow: bool = True
-    """Double `neighbors` as often as the optimum needs it; without that, a plan that is not optimal says so in info."""
+    """Search again with up to 4 times the `neighbors` until the optimum lies within them; without that, a plan that is
+    not optimal says so in info."""
 
     fill: Literal["nearest"] | None = None
     """What to do when fewer rows have a probability than the budget asks for: None is an error that names the knobs,
@@ -122,10 +122,7 @@ class TSDS:
             "filled": int((probability_N[rows] == 0).sum()),
         }
         if self.bandwidth == "auto" and self.regularizer == "kde":
-            # As JSON has it: lists for tuples.
-            info["bandwidth"] = json.loads(
-                json.dumps({"h": problem.info["bandwidth"], **problem.info["bandwidth_found"]})
-            )
+            info["bandwidth"] = {"h": problem.info["bandwidth"], **problem.info["bandwidth_found"]}
         if self.replace:
             chances = [{"draws": int(count)} for count in draws]
             if len(rows) < len(drawn):
