@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check notebooks clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/run.py configs/demo.py --workdir runs/demo
@@ -15,6 +15,10 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Runs them and keeps the outputs; what is read and changed is the .py of each.
+notebooks: .venv/ready-test
+	cd notebooks && ../$(BIN)/jupytext --to ipynb --execute *.py
 
 clean:
 	rm -rf runs/demo
