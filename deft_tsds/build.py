@@ -191,8 +191,7 @@ def selector(config: Any, *, name: str, pool: Callable[[], Examples]) -> Callabl
         return Transport(**{**options, "objective": objective(config.objective, where=where, pool=pool)})
     if not isinstance(config, cfg.Custom):
         return config
-    console.print(f"importing the selector {config.function} named in the config")
-    found = resolve(config.function)
+    found = _own(config.function)
     made = found(**config.options) if config.options else found
     if not callable(made):
         raise ValueError(f"{config.function} gave {made!r}, which is no function (pool, *, budget, key) -> Selection.")
@@ -227,8 +226,7 @@ def objective(config: Mapping[str, cfg.Weighted], *, where: str, pool: Callable[
 
 def _term(name: str, path: str) -> Callable[..., Any]:
     if ":" in name:
-        console.print(f"importing the term {name} named in the config")
-        return resolve(name)
+        return _own(name)
     known = {function.__name__: function for function in terms.CONVEX}
     if name not in known:
         raise ValueError(
@@ -251,7 +249,7 @@ def _column(value: str, option: str, path: str, pool: Callable[[], Examples]) ->
                 f"{path} is {value!r}: give module:function, a .npy file, or one of {', '.join(sorted(known))}."
                 f"{_nearest(value, known)}"
             )
-        found = resolve(value) if ":" in value else known[value]
+        found = _own(value) if ":" in value else known[value]
         array = np.asarray(found(pool()))
     if option.partition("_")[2].startswith("N") and (array.ndim == 0 or len(array) != len(pool())):
         raise ValueError(
@@ -278,6 +276,13 @@ def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any], pat
     ]
     if missing:
         raise ValueError(f"{path} needs {', '.join(missing)}: give options={{{missing[0]!r}: ...}} (see Weighted).")
+
+
+@functools.cache
+def _own(name: str) -> Any:
+    """What the user's own `module:attribute` is; that it is going to be imported is said once."""
+    console.print(f"importing {name}, named in the config", markup=False)
+    return resolve(name)
 
 
 def resolve(name: str) -> Any:

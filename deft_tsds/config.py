@@ -1,7 +1,8 @@
 """The typed experiment: one tree of frozen dataclasses, a docstring a field, from a Python file and a command line.
 
 A config file defines `config = Experiment(...)`. Every field can be overridden on the command line by its path
-(`--train.steps 500`, `--arms.deft.selector.clusters 10`). Only `build.py`, `pipeline.py` and `ablation.py` see these classes.
+(`--train.steps 500`, `--arms.deft.selector.clusters 10`). Only `build.py`, `pipeline.py`, `studies.py` and
+`ablation.py` see these classes.
 """
 
 from __future__ import annotations
