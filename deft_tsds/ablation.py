@@ -42,7 +42,7 @@ Row = dict[str, Any]
 """One cell in one seed: cell, seed, values, notes, measures, groups, chosen, folder."""
 
 OVERLAP = "overlap"
-"""Jaccard index of the chosen examples with those of the reference."""
+"""Jaccard index of the chosen examples with those of the reference; of the reference, with a second draw of its own."""
 
 _BEYOND_SELECTION = ("train.", "evaluate.", "scratch.", "model")
 
@@ -170,7 +170,6 @@ def ablate(
         [[row["measures"] for row in of_cell] for of_cell in rows],
         level=level,
         resplit=dict.fromkeys(measures - set(copied), left_out / max(queries - left_out, 1)),
-        alone=(OVERLAP,),
     )
     for cell, variant, of_cell in zip(compared, found, rows, strict=True):
         drawn = [row["groups"] for row in of_cell if row.get("groups")]
@@ -190,6 +189,7 @@ def ablate(
         "level": level,
         "queries": queries,
         "left_out": left_out,
+        "budget": build.budget(found[0].experiment.arms[arm], first.data.results["pool"], name=arm),
         "notice": first.notice,
         "pool": {"size": len(pool), "groups": _shares(pool.groups)},
         "copy": copied,
@@ -205,7 +205,7 @@ def _choose(rows: Sequence[Sequence[Row]], pipelines: Sequence[Pipeline], arm: s
     """Fill in what each cell chooses in each seed, and how far it agrees with the reference."""
     reference = pipelines[0].experiment.arms[arm].selector
     observed = reference.objective if isinstance(reference, cfg.Transport) else {}
-    chosen: dict[tuple[int, int], set[str]] = {}
+    drawn: dict[int, set[str]] = {}  # by the reference, by seed
     for members in _equal_but_for_weights(pipelines, arm):
         batch = _Batch(arm, [pipelines[place] for place in members], observed)
         steps = [(seed, number) for seed in range(len(rows[0])) for number in range(len(members))]
@@ -218,10 +218,16 @@ def _choose(rows: Sequence[Sequence[Row]], pipelines: Sequence[Pipeline], arm: s
                 row["folder"] = str(stage.folder.relative_to(pipeline.run.folder))
                 if place == 0 and not row["chosen"]:
                     raise ValueError(f"The reference cannot be drawn. {row['notes'][-1]}")
-                ids = chosen[place, seed] = set(read_json(stage.folder / "chosen.json"))
-                if ids:
-                    base = chosen[0, seed]
-                    row["measures"] = {OVERLAP: len(ids & base) / len(ids | base), **row["measures"]}
+                if place == 0:
+                    drawn[seed] = _ids(stage)
+                    stage = batch.choose(number, seed, held_out, redraw=True)
+                if row["chosen"]:
+                    both, either = drawn[seed] & _ids(stage), drawn[seed] | _ids(stage)
+                    row["measures"] = {OVERLAP: len(both) / len(either), **row["measures"]}
+
+
+def _ids(stage: Stage) -> set[str]:
+    return set(read_json(stage.folder / "chosen.json"))
 
 
 def _equal_but_for_weights(pipelines: Sequence[Pipeline], arm: str) -> list[list[int]]:
@@ -250,10 +256,10 @@ class _Batch:
                 observed, where=f"arms.{arm}.selector.objective", pool=lambda: first.examples("pool")
             )
 
-    def choose(self, number: int, seed: int, held_out: float) -> Stage:
+    def choose(self, number: int, seed: int, held_out: float, *, redraw: bool = False) -> Stage:
         """Choose in one cell and seed without some of the queries, and measure the choice: a stage.
 
-        measure/<arm>/seed-<r>/.../chosen.json holds the ids of the chosen.
+        measure/<arm>/seed-<r>/.../chosen.json holds the ids of the chosen. With `redraw`, only chance is another.
         """
         pipeline = self._pipelines[number]
         section, sizes = pipeline.experiment.arms[self._arm], pipeline.data.results
@@ -265,7 +271,7 @@ class _Batch:
         def work(folder: Path) -> Row:
             pool, embeddings_NxD = pipeline.examples("pool"), pipeline.embeddings("pool")
             queries_MxD = pipeline.embeddings("queries")
-            draw_key = jax.random.fold_in(key, 1)
+            draw_key = jax.random.fold_in(key, 2 if redraw else 1)
             notes: list[str] = []
             if self._plans is not None:
                 plan, info = self._plans.plan(number, left_out)
@@ -293,7 +299,7 @@ class _Batch:
             if len(indices):
                 held_out_HxD = None if queries_MxD is None else np.asarray(queries_MxD[left_out])
                 chosen_BxD = np.asarray(embeddings_NxD[np.sort(indices)])
-                measures = _measures(chosen_BxD, held_out_HxD, key=jax.random.fold_in(key, 2)) | measures
+                measures = _measures(chosen_BxD, held_out_HxD, key=jax.random.fold_in(key, 3)) | measures
             write_json(folder / "chosen.json", [pool.ids[row] for row in np.sort(indices)])
             shares = _shares([pool.groups[row] for row in indices])
             return {"measures": measures, "groups": shares, "chosen": len(indices), "notes": notes}
@@ -303,6 +309,7 @@ class _Batch:
             "files": build.selector_identity(section.selector),
             "budget": budget,
             "replicate": seed,
+            "redraw": redraw,
             "left_out": left_out.tolist(),
             "observed": {name: {"term": each.term, "options": each.options} for name, each in self._observed.items()},
         }

@@ -227,7 +227,6 @@ def compare(
     *,
     level: float,
     resplit: Mapping[str, float],
-    alone: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Means with intervals, and differences to the first cell, paired by seed and Holm-corrected over the cells.
 
@@ -236,7 +235,6 @@ def compare(
         measured: by cell and seed, the value of each measure that could be taken there.
         level: of the intervals; a verdict is given where the corrected p-value is below 1 - level.
         resplit: by name of a measure, as in `estimate`; 0 where it is not named.
-        alone: measures that have no difference to the reference.
 
     Returns:
         For each cell `measures` (by name value, low, high, seeds) and `differences` (value, low, high, p, p_holm and
@@ -252,7 +250,7 @@ def compare(
                 cell["measures"][measure] = {**_interval(estimate(values, **variance)), "seeds": values}
             pairs = zip(seeds, measured[0], strict=True)
             paired = [mine[measure] - base[measure] for mine, base in pairs if measure in mine and measure in base]
-            if paired and seeds is not measured[0] and measure not in alone:
+            if paired and seeds is not measured[0]:
                 differences.append((cell["differences"], estimate(paired, **variance)))
         tested = [found.p for _, found in differences if found.p is not None]
         adjusted = iter(holm(tested))
