@@ -107,7 +107,7 @@ def cells(
         if until == "select" and path.startswith(_BEYOND_SELECTION) and path != "train.validation":
             raise ValueError(f"{path} changes nothing before fine-tuning: add --until table.")
     alone = dataclasses.replace(experiment, arms={name: experiment.arms[name]})
-    found = variants(alone, sweeps=sweeps, drops=drops, short=lambda path: path.removeprefix(prefix))
+    found = variants(alone, sweeps=sweeps, drops=drops, short=lambda path: path.removeprefix(prefix).removeprefix("objective."))
     if len(found) == 1:
         raise ValueError("every value is the one that is configured: there is nothing to compare.")
     return name, found

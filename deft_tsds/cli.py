@@ -69,9 +69,9 @@ def show_ablation(table: Mapping[str, Any], measures: Mapping[str, str]) -> None
         f"'{table['cells'][0]['name']}', * where it is shown after Holm's correction",
         title_justify="left",
     )
-    shown.add_column("cell")
+    shown.add_column("cell", overflow="fold")
     for title in measures.values():
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", overflow="fold")
     for row in table["cells"]:
         columns = [_estimates(row, measure) for measure in measures]
         shown.add_row(escape(row["name"]), *columns, end_section=True)
@@ -94,5 +94,5 @@ def _estimates(row: Mapping[str, Any], measure: str) -> str:
 
 def _numbers(found: Mapping[str, Any], sign: str = "") -> str:
     if found["low"] is None:
-        return f"{found['value']:{sign}.4g} \\[one seed]"
-    return f"{found['value']:{sign}.4g} \\[{found['low']:.4g}, {found['high']:.4g}]"
+        return f"{found['value']:{sign}.3g} \\[one seed]"
+    return f"{found['value']:{sign}.3g} \\[{found['low']:.3g}, {found['high']:.3g}]"

@@ -48,9 +48,11 @@ def meaning(measure: str) -> str:
 
 
 def measures(table: Mapping[str, Any]) -> list[str]:
-    """All measures of a table, scores first, each once."""
+    """All measures of a table, each once: scores, what is known of the choice, terms."""
     found = dict.fromkeys(measure for cell in table["cells"] for measure in cell["measures"])
-    return sorted(found, key=lambda measure: (measure not in table["copy"], measure.startswith("term.")))
+    scores = [measure for measure in found if measure in table["copy"]]
+    choice = [measure for measure in _TITLES if measure in found]
+    return [*scores, *choice, *(measure for measure in found if measure.startswith("term."))]
 
 
 def headings(table: Mapping[str, Any]) -> dict[str, str]:
@@ -242,7 +244,7 @@ def _bars(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _short(path: str) -> str:
     """The end of a path, from the objective or the selector on."""
-    return path.partition(".selector.")[2] or path
+    return (path.partition(".selector.")[2] or path).removeprefix("objective.")
 
 
 def _order(value: Any) -> tuple[int, float, str]:
