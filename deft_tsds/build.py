@@ -108,7 +108,20 @@ def _synthetic_files(data: cfg.Synthetic, folder: Path, key: jax.Array) -> cfg.F
 
 def identity(*paths: str | None) -> dict[str, str]:
     """SHA-256 of each local file or folder, so that a changed one is not mistaken for the old; hub names have none."""
-    return {path: file_hash(Path(path)) for path in paths if path is not None and Path(path).exists()}
+    named = [path for path in paths if path is not None and Path(path).exists()]
+    return {path: _hash_as_of(Path(path), _stamps(Path(path))) for path in named}
+
+
+@functools.cache
+def _hash_as_of(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """`file_hash`, once for each state of the files: the variants of a study name the same ones again and again."""
+    del stamps
+    return file_hash(path)
+
+
+def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    return tuple((str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in files)
 
 
 def data_identity(data: cfg.Files | cfg.Synthetic) -> dict[str, str]:
@@ -206,9 +219,6 @@ def objective(config: Mapping[str, cfg.Weighted], *, where: str, pool: Callable[
             row a candidate, and all that `Objective.of` raises; the message begins with the path of the term.
     """
     functions = {key: _term(section.term, f"{where}.{key}") for key, section in config.items()}
-    kinked = [key for key, function in functions.items() if function in terms.KINKED]
-    if len(kinked) > 1:
-        raise ValueError(f"{where}: {', '.join(kinked)} all have kinks, and one such term can be solved: leave one.")
     weighted = {}
     for key, section in config.items():
         path = f"{where}.{key}"

@@ -17,7 +17,7 @@ from deft_tsds.problem import Plan, Problem
 from deft_tsds.selectors import Transport
 from deft_tsds.solve import solve, sweep
 
-_ENTRIES = 2**24  # weights x queries x neighbours held at once: 128 MiB an array
+_ENTRIES = 2**25  # weights x queries x neighbours held at once: 256 MiB an array
 
 
 class SideBySide:
@@ -36,7 +36,7 @@ class SideBySide:
         """The best plan for the selector at `place` without these queries, and its info (see `dt.solve`).
 
         Which selectors are solved together depends on all of them, and never on which plans have been asked for: a
-        study that goes on after a kill gets the same rounding as one that was not killed.
+        study that goes on after a kill gets the same numbers as one that was not killed.
         """
         count = len(self._selectors)
         m, k = np.shape(self._problem.costs_MxK)
@@ -45,8 +45,7 @@ class SideBySide:
         start = place - place % lanes
         mark = (start, left_out.tobytes())
         if self._last[0] != mark:
-            together = list(self._selectors[start : start + lanes])
-            together += [together[-1]] * (lanes - len(together))  # one shape, one compilation
+            together = self._selectors[start : start + lanes]
             self._last = (mark, self._solve(self._without(left_out), together))
         return self._last[1][place - start]
 

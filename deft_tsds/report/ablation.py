@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from deft_tsds.report.figures import colour, plotly_text
+from deft_tsds.report.figures import OTHER_COLOUR, colour, plotly_text
 from deft_tsds.report.page import _json, _policy, _printable, _script, _source, clipped, count
 from deft_tsds.report.results import metric_label, percent
 from deft_tsds.runs import atomic_write
@@ -221,7 +221,13 @@ def drop_figure(table: Mapping[str, Any], measure: str) -> dict[str, Any] | None
     return {
         "data": [trace],
         "layout": {
-            "xaxis": {"title": {"text": plotly_text(f"change of {title(measure)}")}, "zeroline": True},
+            "xaxis": {
+                "title": {"text": plotly_text(title(measure))},
+                "nticks": 4,
+                "zeroline": True,
+                "zerolinecolor": OTHER_COLOUR,
+                "zerolinewidth": 1.5,
+            },
             "yaxis": {"type": "category", "autorange": "reversed"},
             "margin": {"l": 90, "r": 12, "t": 12, "b": 44},
         },
