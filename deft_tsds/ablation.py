@@ -42,7 +42,8 @@ Row = dict[str, Any]
 """One cell in one seed: cell, seed, values, notes, measures, groups, chosen, folder."""
 
 OVERLAP = "overlap"
-"""Jaccard index of the chosen examples with those of the reference; of the reference, with a second draw of its own."""
+"""Jaccard index of the chosen examples with those of the reference, drawn by another chance: also of the reference
+itself, which says how alike two draws by the same plan are."""
 
 _BEYOND_SELECTION = ("train.", "evaluate.", "scratch.", "model")
 
@@ -107,7 +108,9 @@ def cells(
         if until == "select" and path.startswith(_BEYOND_SELECTION) and path != "train.validation":
             raise ValueError(f"{path} changes nothing before fine-tuning: add --until table.")
     alone = dataclasses.replace(experiment, arms={name: experiment.arms[name]})
-    found = variants(alone, sweeps=sweeps, drops=drops, short=lambda path: path.removeprefix(prefix).removeprefix("objective."))
+    found = variants(
+        alone, sweeps=sweeps, drops=drops, short=lambda path: path.removeprefix(prefix).removeprefix("objective.")
+    )
     if len(found) == 1:
         raise ValueError("every value is the one that is configured: there is nothing to compare.")
     return name, found
@@ -219,8 +222,7 @@ def _choose(rows: Sequence[Sequence[Row]], pipelines: Sequence[Pipeline], arm: s
                 if place == 0 and not row["chosen"]:
                     raise ValueError(f"The reference cannot be drawn. {row['notes'][-1]}")
                 if place == 0:
-                    drawn[seed] = _ids(stage)
-                    stage = batch.choose(number, seed, held_out, redraw=True)
+                    drawn[seed] = _ids(batch.choose(number, seed, held_out, redraw=True))
                 if row["chosen"]:
                     both, either = drawn[seed] & _ids(stage), drawn[seed] | _ids(stage)
                     row["measures"] = {OVERLAP: len(both) / len(either), **row["measures"]}

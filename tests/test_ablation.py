@@ -302,7 +302,11 @@ def test_the_measures_by_plain_loops(study):
     assert queries is not None
     rows = read_jsonl(experiment.workdir / "ablation" / "table.jsonl")
     assert len(rows) == 15
-    chosen = {}
+    redrawn, chosen = {}, {}
+    for path in experiment.workdir.glob("ablation/measure/own/*/*/request.json"):
+        settings = read_json(path)["settings"]
+        if settings["redraw"]:
+            redrawn[settings["replicate"]] = set(read_json(path.with_name("chosen.json")))
     for row in rows:
         folder = experiment.workdir / row["folder"]
         left_out = read_json(folder / "request.json")["settings"]["left_out"]
@@ -318,9 +322,9 @@ def test_the_measures_by_plain_loops(study):
         assert row["measures"]["near_duplicates"] == pytest.approx(close, abs=1e-6)
         groups = [pool.groups[pool.ids.index(each)] for each in ids]
         assert row["groups"] == pytest.approx({name: groups.count(name) / 20 for name in set(groups)})
-        if row["cell"] != "as configured":
-            base = set(chosen["as configured", row["seed"]])
-            assert row["measures"]["overlap"] == pytest.approx(len(base & set(ids)) / len(base | set(ids)))
+        base = redrawn[row["seed"]]
+        assert row["measures"]["overlap"] == pytest.approx(len(base & set(ids)) / len(base | set(ids)))
+        assert base != set(ids)
     same = {seed: {tuple(ids) for (_, at), ids in chosen.items() if at == seed} for seed in range(3)}
     assert all(len(found) > 1 for found in same.values())
     by_seed = [read_json(experiment.workdir / row["folder"] / "request.json")["settings"]["left_out"] for row in rows]

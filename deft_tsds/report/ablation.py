@@ -25,8 +25,8 @@ _TITLES = {
     "effective_size": ("effective size", "1 / sum of squared probabilities: so many equally likely candidates."),
     "overlap": (
         "overlap",
-        "Jaccard index of the chosen with those of the reference in the same seed; the reference's own is that of two "
-        "of its draws.",
+        "Jaccard index of the chosen with another draw of the reference; the reference's own says how alike two draws "
+        "are.",
     ),
 }
 
