@@ -32,7 +32,6 @@ from deft_tsds.report.composition import near_duplicate_share
 from deft_tsds.runs import Stage, console, plain, read_json, stage_key, track, write_json, write_jsonl
 from deft_tsds.sampling import sample
 from deft_tsds.selection import select
-from deft_tsds.selectors import Transport
 from deft_tsds.side_by_side import SideBySide
 from deft_tsds.studies import Shelf, Variant, compare, variants
 
@@ -206,11 +205,9 @@ def ablate(
 
 def _choose(rows: Sequence[Sequence[Row]], pipelines: Sequence[Pipeline], arm: str, held_out: float) -> None:
     """Fill in what each cell chooses in each seed, and how far it agrees with the reference."""
-    reference = pipelines[0].experiment.arms[arm].selector
-    observed = reference.objective if isinstance(reference, cfg.Transport) else {}
     drawn: dict[int, set[str]] = {}  # by the reference, by seed
     for members in _equal_but_for_weights(pipelines, arm):
-        batch = _Batch(arm, [pipelines[place] for place in members], observed)
+        batch = _Batch(arm, [pipelines[place] for place in members], pipelines[0].experiment.arms[arm].selector)
         steps = [(seed, number) for seed in range(len(rows[0])) for number in range(len(members))]
         for seed, number in track(steps, "choosing"):
             place = members[number]
@@ -247,15 +244,18 @@ def _equal_but_for_weights(pipelines: Sequence[Pipeline], arm: str) -> list[list
 class _Batch:
     """Cells that choose from the same problem."""
 
-    def __init__(self, arm: str, pipelines: Sequence[Pipeline], observed: Mapping[str, cfg.Weighted]):
-        """Take the cells, and the terms of the reference, whose values are wanted in each of them."""
-        self._arm, self._pipelines, self._observed = arm, pipelines, observed
+    def __init__(self, arm: str, pipelines: Sequence[Pipeline], reference: Any):
+        """Take the cells, and the reference's selector, the terms of which are looked at in each of them."""
+        self._arm, self._pipelines = arm, pipelines
         first, self._plans = pipelines[0], None
-        if isinstance(first.selectors[arm], Transport):
+        self._observed: dict[str, Any] = {}
+        if isinstance(reference, cfg.Transport):
+            terms = {name: {"term": each.term, "options": each.options} for name, each in reference.objective.items()}
+            self._observed = {"terms": terms, "files": build.selector_identity(reference)}
             selectors = [pipeline.selectors[arm] for pipeline in pipelines]
             self._plans = SideBySide(first.embeddings("pool"), first.embeddings("queries"), selectors)
             self._objective: Objective = build.objective(
-                observed, where=f"arms.{arm}.selector.objective", pool=lambda: first.examples("pool")
+                reference.objective, where=f"arms.{arm}.selector.objective", pool=lambda: first.examples("pool")
             )
 
     def choose(self, number: int, seed: int, held_out: float, *, redraw: bool = False) -> Stage:
@@ -313,7 +313,7 @@ class _Batch:
             "replicate": seed,
             "redraw": redraw,
             "left_out": left_out.tolist(),
-            "observed": {name: {"term": each.term, "options": each.options} for name, each in self._observed.items()},
+            "observed": self._observed,
         }
         name = f"measure/{self._arm}/seed-{seed}"
         return pipeline.run.do(name, work, settings=settings, upstream=[pipeline.embed])
