@@ -171,7 +171,7 @@ def ablate(
         [cell.name for cell in found],
         [[row["measures"] for row in of_cell] for of_cell in rows],
         level=level,
-        resplit=dict.fromkeys(measures - set(copied), left_out / max(queries - left_out, 1)),
+        resplit={measure: left_out / max(queries - left_out, 1) for measure in measures - set(copied)},
     )
     for cell, variant, of_cell in zip(compared, found, rows, strict=True):
         drawn = [row["groups"] for row in of_cell if row.get("groups")]
@@ -252,7 +252,7 @@ class _Batch:
         if isinstance(reference, cfg.Transport):
             terms = {name: {"term": each.term, "options": each.options} for name, each in reference.objective.items()}
             self._observed = {"terms": terms, "files": build.selector_identity(reference)}
-            selectors = [pipeline.selectors[arm] for pipeline in pipelines]
+            selectors: list[Any] = [pipeline.selectors[arm] for pipeline in pipelines]
             self._plans = SideBySide(first.embeddings("pool"), first.embeddings("queries"), selectors)
             self._objective: Objective = build.objective(
                 reference.objective, where=f"arms.{arm}.selector.objective", pool=lambda: first.examples("pool")
@@ -272,7 +272,7 @@ class _Batch:
 
         def work(folder: Path) -> Row:
             pool, embeddings_NxD = pipeline.examples("pool"), pipeline.embeddings("pool")
-            queries_MxD = pipeline.embeddings("queries")
+            queries_MxD = pipeline.embeddings("queries") if sizes["queries"] else None
             draw_key = jax.random.fold_in(key, 2 if redraw else 1)
             notes: list[str] = []
             if self._plans is not None:

@@ -181,10 +181,9 @@ class Pipeline:
         settings = {"encoder": experiment.encoder, "files": build.encoder_identity(experiment.encoder)}
         return self.run.do("embed", work, settings=settings, upstream=[self.data])
 
-    def embeddings(self, name: str) -> np.ndarray | None:
-        """The embeddings of the "pool" or of the "queries", [n, D]; None where there are no queries."""
-        folder = self.embed.folder / name
-        return open_store(folder).array() if folder.exists() else None
+    def embeddings(self, name: str) -> np.ndarray:
+        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D]."""
+        return open_store(self.embed.folder / name).array()
 
     def select(self, arm: str, replicate: int) -> Stage:
         """Choose: select/<arm>/seed-<r>/selection/."""
@@ -195,7 +194,7 @@ class Pipeline:
             pool = self.examples("pool")
             selection = select(
                 self.embeddings("pool"),
-                self.embeddings("queries"),
+                self.embeddings("queries") if self.data.results["queries"] else None,
                 selector=self.selectors[arm],
                 budget=budget,
                 key=stage_key(self.experiment.seed, "select", arm, str(replicate)),

@@ -63,7 +63,8 @@ class SideBySide:
             warnings.simplefilter("ignore", UserWarning)  # not converged: info says so, and the caller passes it on
             if len(together) == 1:
                 return [solve(problem, objective, cap=first.cap, **effort)]
-            weights = {name: [each.objective.weights[name] for each in together] for name in objective.weights}
+            points = [each.objective.weights for each in together]
+            weights: dict[str, Any] = {name: [point[name] for point in points] for name in objective.weights}
             return sweep(problem, objective, **effort, **weights)
 
     @cached_property

@@ -258,7 +258,8 @@ def test_a_plan_does_not_depend_on_what_was_asked_before(vectors):
 
 
 def test_caps_are_kept_though_a_batch_knows_none(vectors):
-    together = SideBySide(*vectors, transports([0.01, 0.02], cap=1 / 40))
+    pool, queries = vectors
+    together = SideBySide(pool, queries, transports([0.01, 0.02], cap=1 / 40))
     for place in range(2):
         plan, info = together.plan(place, np.array([], np.int64))
         assert info["converged"]
@@ -298,8 +299,6 @@ def test_the_measures_by_plain_loops(study):
         dataclasses.replace(experiment, arms={"own": experiment.arms["own"]}), run=Shelf(experiment.workdir, 0)
     )
     pool, vectors, queries = pipeline.examples("pool"), pipeline.embeddings("pool"), pipeline.embeddings("queries")
-    assert vectors is not None
-    assert queries is not None
     rows = read_jsonl(experiment.workdir / "ablation" / "table.jsonl")
     assert len(rows) == 15
     redrawn, chosen = {}, {}
