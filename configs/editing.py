@@ -1,13 +1,15 @@
-"""Real editing text on two cores: full data, random, DEFT-UCS and TSDS, from a small pretrained T5.
+"""Real editing text on two cores: full data, random, DEFT-UCS, TSDS and an objective, from a small pretrained T5.
 
-python scripts/run.py configs/editing.py --workdir runs/editing
+    python scripts/run.py configs/editing.py --workdir runs/editing
+    python scripts/ablate.py configs/editing.py --drop-each objective --sweep objective.kde.weight=0,0.1,1
 
-Time: 55 minutes on two cores that had other work too. Scores: in the README; `--model` takes any T5 folder or hub name.
+Time: the first four arms took 55 minutes on two cores that had other work too. Scores: in the README; `--model` takes
+any T5 folder or hub name.
 """
 
 from pathlib import Path
 
-from deft_tsds.config import Arm, Evaluate, Experiment, Files, HeldOut, Source, Train
+from deft_tsds.config import Arm, Evaluate, Experiment, Files, HeldOut, Source, Train, Transport, Weighted
 from deft_tsds.selectors import DEFT, TSDS, Full, Random
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -39,6 +41,17 @@ config = Experiment(
         "random": Arm(Random(), share=0.325),
         "deft": Arm(DEFT(), share=0.325),
         "tsds": Arm(TSDS(), share=0.1),
+        "transport": Arm(
+            Transport(
+                {
+                    "align": Weighted(1.0, "transport_cost"),
+                    "kde": Weighted(0.5, "kde_repulsion"),
+                    "drift": Weighted(0.5, "pool_drift"),
+                },
+                bandwidth=0.75,
+            ),
+            share=0.1,
+        ),
     },
     model=str(SHARED / "models/t5-nano"),
     train=Train(steps=500, batch_size=32, learning_rate=1e-3, max_input_tokens=96, max_target_tokens=96),

@@ -6,9 +6,12 @@ Everything that can be wrong with a config is found here, in seconds, before any
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import importlib
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,22 @@ import jax
 import numpy as np
 from flax import nnx
 
+from deft_tsds import columns, synthetic, terms
 from deft_tsds import config as cfg
-from deft_tsds import synthetic
 from deft_tsds.data import Examples, read_examples, split_queries
 from deft_tsds.embed import Encoder
 from deft_tsds.embed.given import Given
 from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.metrics import METRICS
+from deft_tsds.objective import Objective, Term
 from deft_tsds.runs import console, file_hash
+from deft_tsds.selectors import Transport
 from deft_tsds.t5.load import load_pretrained, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
+
+BOUND_LATER = frozenset({"candidates_UxD", "queries_MxD", "pool_mean_D"})
+"""Arguments of terms that `selectors.Transport` gives, once the problem is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +108,20 @@ def _synthetic_files(data: cfg.Synthetic, folder: Path, key: jax.Array) -> cfg.F
 
 def identity(*paths: str | None) -> dict[str, str]:
     """SHA-256 of each local file or folder, so that a changed one is not mistaken for the old; hub names have none."""
-    return {path: file_hash(Path(path)) for path in paths if path is not None and Path(path).exists()}
+    named = [path for path in paths if path is not None and Path(path).exists()]
+    return {path: _hash_as_of(Path(path), _stamps(Path(path))) for path in named}
+
+
+@functools.cache
+def _hash_as_of(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """`file_hash`, once for each state of the files: the variants of a study name the same ones again and again."""
+    del stamps
+    return file_hash(path)
+
+
+def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    return tuple((str(item), item.stat().st_size, item.stat().st_mtime_ns) for item in files)
 
 
 def data_identity(data: cfg.Files | cfg.Synthetic) -> dict[str, str]:
@@ -109,6 +130,26 @@ def data_identity(data: cfg.Files | cfg.Synthetic) -> dict[str, str]:
         return {}
     sources = [data.pool, data.queries, *data.tests.values()]
     return identity(*(source.path for source in sources if isinstance(source, cfg.Source)))
+
+
+def selector_identity(config: Any) -> dict[str, str]:
+    """The `identity` of every file that a selector's section names: the user's modules and arrays.
+
+    What a module imports in its turn is not looked at.
+    """
+    named = [config.function] if isinstance(config, cfg.Custom) else []
+    if isinstance(config, cfg.Transport):
+        for section in config.objective.values():
+            named += [section.term, *(value for value in section.options.values() if isinstance(value, str))]
+    found = {}
+    for name in named:
+        if name.endswith(".npy"):
+            found |= identity(name)
+        elif ":" in name:
+            source = importlib.import_module(name.partition(":")[0]).__file__
+            if source is not None:  # a built-in module has no file
+                found[name] = file_hash(Path(source))
+    return found
 
 
 def encoder_identity(config: cfg.Lexical | cfg.SentenceTransformers | cfg.OwnEmbeddings) -> dict[str, str]:
@@ -149,16 +190,109 @@ def given_embeddings(config: cfg.OwnEmbeddings, sizes: Mapping[str, int]) -> dic
     }
 
 
-def selector(config: Any) -> Callable[..., Any]:
-    """The selector of an arm; a `Custom` one is imported, and said so before it runs."""
+def selector(config: Any, *, name: str, pool: Callable[[], Examples]) -> Callable[..., Any]:
+    """The selector of an arm; functions of the user's own are imported, and said so before they run.
+
+    Args:
+        config: the selector's section of the config.
+        name: of the arm, for messages.
+        pool: gives the pool's examples; called only where a term has something to ask of them.
+    """
+    if isinstance(config, cfg.Transport):
+        options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        where = f"arms.{name}.selector.objective"
+        return Transport(**{**options, "objective": objective(config.objective, where=where, pool=pool)})
     if not isinstance(config, cfg.Custom):
         return config
-    console.print(f"importing the selector {config.function} named in the config")
-    found = resolve(config.function)
+    found = _own(config.function)
     made = found(**config.options) if config.options else found
     if not callable(made):
         raise ValueError(f"{config.function} gave {made!r}, which is no function (pool, *, budget, key) -> Selection.")
     return made
+
+
+def objective(config: Mapping[str, cfg.Weighted], *, where: str, pool: Callable[[], Examples]) -> Objective:
+    """The objective of a config: names become functions, texts among the options become arrays.
+
+    Raises:
+        ValueError: a term or column that does not exist, one that needs what it is not given, an array that is not one
+            row a candidate, and all that `Objective.of` raises; the message begins with the path of the term.
+    """
+    functions = {key: _term(section.term, f"{where}.{key}") for key, section in config.items()}
+    weighted = {}
+    for key, section in config.items():
+        path = f"{where}.{key}"
+        arguments = {
+            option: _column(value, option, f"{path}.options.{option}", pool) if isinstance(value, str) else value
+            for option, value in section.options.items()
+        }
+        _check_arguments(functions[key], arguments, path)
+        weighted[key] = (section.weight, Term(functions[key], arguments))
+    try:
+        return Objective.of(**weighted)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _term(name: str, path: str) -> Callable[..., Any]:
+    if ":" in name:
+        return _own(name)
+    known = {function.__name__: function for function in terms.CONVEX}
+    if name not in known:
+        raise ValueError(
+            f"{path}.term is {name!r}: give module:function, or one of {', '.join(sorted(known))}."
+            f"{_nearest(name, known)}"
+        )
+    return known[name]
+
+
+def _column(value: str, option: str, path: str, pool: Callable[[], Examples]) -> np.ndarray:
+    if value.endswith(".npy"):
+        try:
+            array = np.load(value, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {value} cannot be read ({error}).") from error
+    else:
+        known = columns.COLUMNS
+        if ":" not in value and value not in known:
+            raise ValueError(
+                f"{path} is {value!r}: give module:function, a .npy file, or one of {', '.join(sorted(known))}."
+                f"{_nearest(value, known)}"
+            )
+        found = _own(value) if ":" in value else known[value]
+        array = np.asarray(found(pool()))
+    if option.partition("_")[2].startswith("N") and (array.ndim == 0 or len(array) != len(pool())):
+        raise ValueError(
+            f"{path}: {value} gave an array of shape {array.shape}: one row for each of {len(pool())} candidates."
+        )
+    return array
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any], path: str) -> None:
+    """Raise where a term lacks an argument that neither its options nor the selector will give it."""
+    parameters = list(inspect.signature(function).parameters.values())[2:]
+    missing = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name not in given
+        and parameter.name not in BOUND_LATER
+    ]
+    if missing:
+        raise ValueError(f"{path} needs {', '.join(missing)}: give options={{{missing[0]!r}: ...}} (see Weighted).")
+
+
+@functools.cache
+def _own(name: str) -> Any:
+    """What the user's own `module:attribute` is; that it is going to be imported is said once."""
+    console.print(f"importing {name}, named in the config", markup=False)
+    return resolve(name)
 
 
 def resolve(name: str) -> Any:
@@ -238,3 +372,9 @@ def scratch_model(shape: cfg.Scratch, *, vocabulary: int, dtype: str, key: jax.A
 def pretrained(name: str, *, dtype: str) -> tuple[T5, Any]:
     """The model and the tokenizer in a folder or of a hub name."""
     return load_pretrained(name, dtype=jax.numpy.dtype(dtype)), load_tokenizer(name)
+
+
+@functools.cache
+def check_pretrained(name: str, *, dtype: str) -> None:
+    """Raise ValueError where `pretrained` would; a model that has been found good is not read again."""
+    pretrained(name, dtype=dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -22,9 +24,16 @@ def main(work: Callable[[Pipeline], object]) -> None:
     """Run `work` on the pipeline of `script.py CONFIG [--field value ...]`; a wrong input ends in one clear line."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage: {sys.argv[0]} CONFIG.py [--workdir RUN] [--field value ...]   (CONFIG.py --help lists them)")
-    try:
+    with plain_errors():
         experiment, description = load(sys.argv[1], sys.argv[2:])
         work(Pipeline(experiment, description))
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """End with one clear line where an input is wrong."""
+    try:
+        yield
     except (ValueError, FloatingPointError) as error:
         console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
@@ -45,3 +54,45 @@ def show_table(pipeline: Pipeline) -> None:
         found = [cell(table, arm, test, metric) for test in tests]
         shown.add_row(arm, *(f"{score.value:.1f} [dim]\\[{score.low:.1f}, {score.high:.1f}][/]" for score in found))
     console.print(shown)
+
+
+def show_ablation(table: Mapping[str, Any], measures: Mapping[str, str]) -> None:
+    """Print the cells of an ablation: means with intervals, and the differences to the first that are shown.
+
+    Args:
+        table: what `ablate` returned.
+        measures: the columns to print: by name of a measure, its title.
+    """
+    level = f"{100 * table['level']:g}%"
+    shown = Table(
+        title=f"{table['arm']}: mean of {table['seeds']} seeds with {level} intervals; below, the paired difference to "
+        f"'{table['cells'][0]['name']}', * where it is shown after Holm's correction",
+        title_justify="left",
+    )
+    shown.add_column("cell", overflow="fold")
+    for title in measures.values():
+        shown.add_column(title, justify="right", overflow="fold")
+    for row in table["cells"]:
+        columns = [_estimates(row, measure) for measure in measures]
+        shown.add_row(escape(row["name"]), *columns, end_section=True)
+    console.print(shown)
+    for row in table["cells"]:
+        for note in row["notes"]:
+            console.print(f"{row['name']}: {note}", soft_wrap=True, markup=False)
+
+
+def _estimates(row: Mapping[str, Any], measure: str) -> str:
+    if measure not in row["measures"]:
+        return "-"
+    lines = _numbers(row["measures"][measure])
+    if measure in row["differences"]:
+        difference = row["differences"][measure]
+        star = "*" if difference["verdict"] in ("higher", "lower") else " "
+        lines += f"\n[dim]{_numbers(difference, sign='+')}{star}[/]"
+    return lines
+
+
+def _numbers(found: Mapping[str, Any], sign: str = "") -> str:
+    if found["low"] is None:
+        return f"{found['value']:{sign}.3g} \\[one seed]"
+    return f"{found['value']:{sign}.3g} \\[{found['low']:.3g}, {found['high']:.3g}]"

@@ -1,7 +1,8 @@
 """The typed experiment: one tree of frozen dataclasses, a docstring a field, from a Python file and a command line.
 
 A config file defines `config = Experiment(...)`. Every field can be overridden on the command line by its path
-(`--train.steps 500`, `--arms.deft.selector.clusters 10`). Only `build.py` and `pipeline.py` see these classes.
+(`--train.steps 500`, `--arms.deft.selector.clusters 10`). Only `build.py`, `pipeline.py`, `studies.py` and
+`ablation.py` see these classes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 
 import tyro
 
+from deft_tsds.problem import DensityOver
 from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
 
 
@@ -124,16 +126,50 @@ class Custom:
     """A selector of the user's own: any function `f(pool, *, budget, key) -> Selection`, or a factory of one."""
 
     function: str
-    """`module:name`; the module must be importable from where the script is run."""
+    """`module:name`; the module lies beside the config file, or is importable from where the script is run."""
     options: dict[str, float] = field(default_factory=dict)
     """When given, `name(**options)` makes the selector; otherwise `name` is the selector."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One term of an objective, with its weight."""
+
+    weight: float
+    """How much the term counts; at least 0 where the term is convex and not linear."""
+    term: str
+    """A name in `deft_tsds.terms`, or `module:function` of the user's own: any `f(plan, problem, **arguments)`."""
+    options: dict[str, float | str] = field(default_factory=dict)
+    """What the term takes beside plan and problem. A text stands for an array with something of each candidate: a name
+    in `deft_tsds.columns`, `module:function` (called with the pool's `Examples`), or a .npy file. Embeddings
+    (`candidates_UxD`, `queries_MxD`, `pool_mean_D`) are given without being named here."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Rows drawn by the transport plan that is best for an objective (see `deft_tsds.selectors.Transport`)."""
+
+    objective: dict[str, Weighted]
+    """The terms by name; the plan minimises their weighted sum."""
+    neighbors: int = 1000
+    """K, the nearest candidates that each query considers; at most all of them."""
+    bandwidth: float | Literal["auto"] | None = None
+    """h of the densities, for terms that look at them; None makes every density 1."""
+    density_over: DensityOver = "shortlist"
+    """Where near-duplicates are looked for: in the "shortlist", or in the whole "pool"."""
+    tolerance: float = 1e-4
+    """The gap to reach, relative to the value."""
+    max_iterations: int = 2000
+    """How many steps to try at most."""
+    cap: float | None = None
+    """The most that any probability may be, such as one over the budget."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to choose the training set."""
 
-    selector: DEFT | TSDS | ShortlistDEFT | ClusteredTSDS | Random | Full | Custom
+    selector: DEFT | TSDS | ShortlistDEFT | ClusteredTSDS | Transport | Random | Full | Custom
     """How to choose."""
     share: float | None = None
     """Budget as a share of the pool, in (0, 1]. Give `share` or `count`; for Full neither."""
@@ -254,6 +290,8 @@ class Experiment:
 def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, str]:
     """Read `config` from a Python file and apply command-line overrides.
 
+    Modules beside the file become importable, after all others, so that it may name the user's own functions.
+
     Returns:
       The experiment, and the docstring of the file.
 
@@ -268,18 +306,33 @@ def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, s
     spec = importlib.util.spec_from_file_location(f"deft_tsds_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file.")
+    beside = str(path.parent.resolve())
+    if beside not in sys.path:
+        sys.path.append(beside)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     default = getattr(module, "config", None)
     if not isinstance(default, Experiment):
         raise ValueError(f"{path} must define `config = Experiment(...)`; found {type(default).__name__}.")
     description = (module.__doc__ or "").strip()
-    experiment = tyro.cli(
+    return override(
+        default, arguments, description=description, program=f"{Path(sys.argv[0]).name} {path}"
+    ), description
+
+
+def override(
+    experiment: Experiment, arguments: Sequence[str], *, description: str = "", program: str | None = None
+) -> Experiment:
+    """The experiment with the fields set that the arguments name by their paths: `["--train.steps", "500"]`.
+
+    Raises:
+      SystemExit: there is no such field (tyro prints the nearest), a value is none for it, or `--help` was asked for.
+    """
+    return tyro.cli(
         Experiment,
         args=list(arguments),
-        default=default,
+        default=experiment,
         description=description,
-        prog=f"{Path(sys.argv[0]).name} {path}",
+        prog=program,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
-    return experiment, description

@@ -7,6 +7,7 @@ and any other method is the job up to there.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -40,14 +41,20 @@ SYNTHETIC_NOTICE = (
 class Pipeline:
     """An experiment bound to its run folder."""
 
-    def __init__(self, experiment: cfg.Experiment, description: str = ""):
+    def __init__(self, experiment: cfg.Experiment, description: str = "", *, run: Run | None = None):
         """Check the config and read the data; nothing that takes long happens before both are found good.
+
+        Args:
+          experiment: what to do.
+          description: for the report.
+          run: where the stages are kept, in place of the experiment's run folder. For a variant of an experiment, whose
+            folder then still says what the experiment itself is.
 
         Raises:
           ValueError: anything in the config, the data, the model folder or the user's embeddings is wrong.
         """
         self.experiment = experiment
-        self.run = Run(experiment.workdir, experiment.seed)
+        self.run = run or Run(experiment.workdir, experiment.seed)
         if not experiment.arms:
             raise ValueError("arms is empty: name at least one way to choose.")
         if COPY in experiment.arms:
@@ -61,20 +68,24 @@ class Pipeline:
             raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
         build.check_metrics(experiment.evaluate.metrics)
         build.steps(experiment.train, examples=1)
-        self._selectors = {name: build.selector(arm.selector) for name, arm in experiment.arms.items()}
+        pool = functools.cache(lambda: self.examples("pool"))
+        self.selectors = {
+            name: build.selector(arm.selector, name=name, pool=pool) for name, arm in experiment.arms.items()
+        }
         if experiment.model != "scratch":
-            build.pretrained(experiment.model, dtype=experiment.train.dtype)
+            build.check_pretrained(experiment.model, dtype=experiment.train.dtype)
         self._check_against_data()
-        self._write_experiment(description)
+        if run is None:
+            self._write_experiment(description)
 
     def _check_against_data(self) -> None:
         queries = self.data.results["queries"]
         for name, arm in self.experiment.arms.items():
             candidates = self.data.results["pool"]
             budget = build.budget(arm, candidates, name=name)
-            if hasattr(self._selectors[name], "check_budget"):
-                self._selectors[name].check_budget(budget, candidates)
-            if getattr(self._selectors[name], "needs_queries", False) and not queries:
+            if hasattr(self.selectors[name], "check_budget"):
+                self.selectors[name].check_budget(budget, candidates)
+            if getattr(self.selectors[name], "needs_queries", False) and not queries:
                 raise ValueError(f"arms.{name}: {type(arm.selector).__name__} needs target examples: set data.queries.")
         encoder = self.experiment.encoder
         if isinstance(encoder, cfg.OwnEmbeddings):
@@ -146,7 +157,8 @@ class Pipeline:
         }
         return self.run.do("data", work, settings=settings)
 
-    def _examples(self, name: str) -> Examples:
+    def examples(self, name: str) -> Examples:
+        """The examples that the data stage left under this name: "pool", "queries", "tests/NAME"."""
         return Examples.load(self.data.folder / f"{name}.jsonl")
 
     @cached_property
@@ -161,17 +173,17 @@ class Pipeline:
                     write_store(folder / name, given.texts, given, normalize=config.normalize)
                 return
             key = stage_key(experiment.seed, "embed")
-            encoder = build.encoder(config, self._examples("pool"), path=folder / "encoder.npz", key=key)
+            encoder = build.encoder(config, self.examples("pool"), path=folder / "encoder.npz", key=key)
             for name in ("pool", "queries") if self.data.results["queries"] else ("pool",):
-                examples = self._examples(name)
+                examples = self.examples(name)
                 write_store(folder / name, examples.prompts, encoder, ids=examples.ids)
 
         settings = {"encoder": experiment.encoder, "files": build.encoder_identity(experiment.encoder)}
         return self.run.do("embed", work, settings=settings, upstream=[self.data])
 
-    def _embeddings(self, name: str) -> np.ndarray | None:
-        folder = self.embed.folder / name
-        return open_store(folder).array() if folder.exists() else None
+    def embeddings(self, name: str) -> np.ndarray:
+        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D]."""
+        return open_store(self.embed.folder / name).array()
 
     def select(self, arm: str, replicate: int) -> Stage:
         """Choose: select/<arm>/seed-<r>/selection/."""
@@ -179,12 +191,11 @@ class Pipeline:
         budget = build.budget(section, self.data.results["pool"], name=arm)
 
         def work(folder: Path) -> dict[str, Any]:
-            pool = self._examples("pool")
-            embeddings = self._embeddings("pool")
+            pool = self.examples("pool")
             selection = select(
-                embeddings,
-                self._embeddings("queries"),
-                selector=self._selectors[arm],
+                self.embeddings("pool"),
+                self.embeddings("queries") if self.data.results["queries"] else None,
+                selector=self.selectors[arm],
                 budget=budget,
                 key=stage_key(self.experiment.seed, "select", arm, str(replicate)),
                 groups=pool.groups,
@@ -194,6 +205,8 @@ class Pipeline:
             return {"chosen": len(selection.indices)}
 
         settings = {"selector": section.selector, "budget": budget, "replicate": replicate}
+        if files := build.selector_identity(section.selector):
+            settings["files"] = files
         return self.run.do(f"select/{arm}/seed-{replicate}", work, settings=settings, upstream=[self.embed])
 
     @cached_property
@@ -203,7 +216,7 @@ class Pipeline:
 
         def work(folder: Path) -> dict[str, Any]:
             if experiment.model == "scratch":
-                pool = self._examples("pool")
+                pool = self.examples("pool")
                 tokenizer = train_tokenizer([*pool.prompts, *pool.targets], vocab_size=experiment.scratch.vocabulary)
             else:
                 tokenizer = load_tokenizer(experiment.model)
@@ -237,7 +250,7 @@ class Pipeline:
         def work(folder: Path) -> dict[str, Any]:
             tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
             selection = Selection.load(selected.folder / "selection")
-            chosen = self._examples("pool").take(selection.indices)
+            chosen = self.examples("pool").take(selection.indices)
 
             def tokenized(examples: Examples, weights: np.ndarray | None = None):
                 return tokenize_pairs(
@@ -265,7 +278,7 @@ class Pipeline:
                 key=stage_key(self.experiment.seed, "finetune", str(replicate)),
                 folder=folder,
                 optimizer=make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
-                validation=tokenized(self._examples("validation")) if train.validation else None,
+                validation=tokenized(self.examples("validation")) if train.validation else None,
                 validate_every=train.validate_every,
                 patience=train.patience,
                 save_every=train.save_every,
@@ -309,7 +322,7 @@ class Pipeline:
                     str(upstream[1].folder / "model"), dtype=self.experiment.train.dtype
                 )
             for name in self.data.results["tests"]:
-                test = self._examples(f"tests/{name}")
+                test = self.examples(f"tests/{name}")
                 path = folder / f"predictions_{name}.jsonl"
                 # A killed attempt at the same request may have got so far.
                 predictions = [row["prediction"] for row in read_jsonl(path)] if path.exists() else answers(test)

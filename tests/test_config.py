@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from deft_tsds.config import Experiment, load
+from deft_tsds.config import Experiment, Transport, Weighted, load
 from deft_tsds.selectors import DEFT
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "own_terms")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,16 +30,37 @@ def test_overrides_reach_nested_fields():
         "--model",
         "folder",
     ]
-    experiment, _ = load(CONFIGS[0].with_name("demo.py"), arguments)
+    experiment, _ = load(FOLDER / "demo.py", arguments)
     assert experiment.train.steps == 7
     assert experiment.arms["deft"].selector == DEFT(clusters=9)
     assert experiment.workdir == Path("elsewhere")
     assert experiment.model == "folder"
 
 
+def test_overrides_reach_the_terms_of_an_objective():
+    path = "--arms.transport.selector.objective"
+    arguments = [f"{path}.kde.weight", "0.25", f"{path}.short.options.words-N", "input_words"]
+    selector = load(FOLDER / "objective.py", arguments)[0].arms["transport"].selector
+    assert isinstance(selector, Transport)
+    assert selector.objective["kde"] == Weighted(0.25, "kde_repulsion")
+    assert selector.objective["short"] == Weighted(1.0, "own_terms:short_texts", {"words_N": "input_words"})
+    assert selector.objective["align"] == Weighted(1.0, "transport_cost")
+
+
+def test_modules_beside_a_config_are_importable_after_all_others(tmp_path):
+    (tmp_path / "beside_the_config.py").write_text("answer = 42\n")
+    (tmp_path / "json.py").write_text("raise ImportError\n")  # no module beside a config hides another
+    (tmp_path / "own.py").write_text(
+        "import json\nfrom beside_the_config import answer\n"
+        "from deft_tsds.config import *\nfrom deft_tsds.selectors import Random\n"
+        "config = Experiment(data=Synthetic(), arms={'a': Arm(Random(), count=answer)})\n"
+    )
+    assert load(tmp_path / "own.py")[0].arms["a"].count == 42
+
+
 def test_a_typo_names_the_nearest_field(capsys):
     with pytest.raises(SystemExit):
-        load(CONFIGS[0].with_name("demo.py"), ["--train.stepz", "7"])
+        load(FOLDER / "demo.py", ["--train.stepz", "7"])
     message = capsys.readouterr().err
     assert "--train.stepz" in message
     assert "--train.steps" in message
@@ -46,7 +68,7 @@ def test_a_typo_names_the_nearest_field(capsys):
 
 def test_help_shows_every_field_with_its_docstring(capsys):
     with pytest.raises(SystemExit):
-        load(CONFIGS[0].with_name("demo.py"), ["--help"])
+        load(FOLDER / "demo.py", ["--help"])
     text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert "Peak learning rate." in text
     assert "Number of" in text or "clusters" in text
