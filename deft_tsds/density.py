@@ -21,7 +21,6 @@ What is left is measured. No bound changes a sum beyond rounding: each leaves a 
 from __future__ import annotations
 
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks, usable_cpus
+from deft_tsds.buffers import Buffers
 from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
@@ -166,7 +166,7 @@ class _Visit:
         self.whole_PxQ, self.first_PxQ, self.second_PxQ = whole_PxQ, first_PxQ, second_PxQ
         self.counts_for_p, self.counts_for_q = counts_for
         self.dtype = kernel.dtype
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         self.sketched = p.sketch_NxE.shape[1] > 0 and self._sketch_pays()
 
     def column(self, j: int) -> np.ndarray:
@@ -212,11 +212,11 @@ class _Visit:
         p, q, kernel = self.p, self.q, self.kernel
         tile, cell = q.tiles[j], q.cell_T[j]
         shape = len(left), tile.stop - tile.start
-        left_LxE = self._take(p.sketch_NxE, left, "left")
+        left_LxE = self.buffers.take(p.sketch_NxE, left, "left")
         near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
         left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
         bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
-        limits_LxR = self._take(limits_KxR, p.cell_N[left], "limits")
+        limits_LxR = self.buffers.take(limits_KxR, p.cell_N[left], "limits")
         return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
 
     def _sketch_pays(self) -> bool:
@@ -237,8 +237,8 @@ class _Visit:
         rows, columns = left[rows], columns + tile.start
         for start in range(0, len(rows), 512):
             x, y = rows[start : start + 512], columns[start : start + 512]
-            difference = self._take(self.p.rows_NxF, x, "left")
-            difference -= self._take(self.q.rows_NxF, y, "right")
+            difference = self.buffers.take(self.p.rows_NxF, x, "left")
+            difference -= self.buffers.take(self.q.rows_NxF, y, "right")
             kernel = np.maximum(0, 1 - squares(difference[:, :-4]).astype(np.float64) / self.kernel.bandwidth**2)
             if self.counts_for_p:
                 np.add.at(share_U, x, kernel)
@@ -253,7 +253,7 @@ class _Visit:
         if left[-1] - left[0] == len(left) - 1:
             left_LxF = self.p.rows_NxF[left[0] : left[-1] + 1]
         else:
-            left_LxF = self._take(self.p.rows_NxF, left, "left")
+            left_LxF = self.buffers.take(self.p.rows_NxF, left, "left")
         if self.dtype == np.float64:
             exact_LxF = self.buffers.get("exact", left_LxF.shape, np.float64)
             exact_LxF[:] = left_LxF
@@ -266,7 +266,7 @@ class _Visit:
         inside_L = self._inside(tile, left)
         kernel_LxR[inside_L, left[inside_L] - tile.start] = h2  # each point and itself
         if np.isinf(limits_KxR).any():
-            kernel_LxR[np.isinf(self._take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
+            kernel_LxR[np.isinf(self.buffers.take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
         if self.counts_for_p:
             share_U[left] += (kernel_LxR @ np.ones(len(right_RxF), self.dtype)).astype(np.float64) / h2
         if self.counts_for_q:
@@ -285,23 +285,6 @@ class _Visit:
     def _inside(self, tile: slice, rows: np.ndarray) -> np.ndarray:
         """bool: which rows lie in the tile itself. There both orders of a pair are at hand, and each counts once."""
         return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
-
-    def _take(self, matrix: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
-        out = self.buffers.get(name, (len(rows), matrix.shape[1]), matrix.dtype)
-        return np.take(matrix, rows, axis=0, out=out, mode="clip")  # the mode that writes to `out` directly
-
-
-class _Buffers(threading.local):
-    """Memory of each thread: fresh pages from the system can cost more than the product that fills them."""
-
-    def __init__(self):
-        self.flat: dict[tuple[str, Any], np.ndarray] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        key, size = (name, np.dtype(dtype)), math.prod(shape)
-        if key not in self.flat or self.flat[key].size < size:
-            self.flat[key] = np.empty(size, dtype)
-        return self.flat[key][:size].reshape(shape)
 
 
 def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deft_tsds import kmeans_host as host
 from deft_tsds import kmeans_programs as programs
 from deft_tsds.arrays import as_matrix, check_count, check_real, normalize_rows
 from deft_tsds.runs import track
@@ -190,9 +191,12 @@ def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical) -
             centroids_KxD = programs.plus_plus(key, first, matrix_NxD, squares_N, n, k)
         else:
             centroids_KxD = jnp.asarray(frame.enter(start_KxD))
-        centroids_KxD, labels_N, errors_N, iterations, converged = programs.lloyd(
-            matrix_NxD, n, centroids_KxD, max_iterations, movement, floor, spherical
-        )
+        settings = max_iterations, movement, floor, spherical
+        if jax.default_backend() == "cpu":
+            found = host.lloyd(np.asarray(matrix_NxD)[:n], np.asarray(centroids_KxD), *settings)
+        else:
+            found = programs.lloyd(matrix_NxD, n, centroids_KxD, *settings)
+        centroids_KxD, labels_N, errors_N, iterations, converged = found
         return KMeans(
             centroids_KxD=frame.leave(centroids_KxD),
             labels_N=np.asarray(labels_N)[:n],
