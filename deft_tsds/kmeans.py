@@ -1,6 +1,7 @@
 """k-means: greedy k-means++ and Lloyd's iterations on points in memory, mini-batches on points that do not fit.
 
-Here the points are read, centred and brought to the device; the mathematics is in `kmeans_programs`.
+Here the points are read, centred and brought to the device. The mathematics is in `kmeans_programs`, compiled; where
+the device is the CPU itself, Lloyd's iterations are those of `kmeans_host`, which end in the same place sooner.
 """
 
 from __future__ import annotations

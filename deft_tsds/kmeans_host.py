@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from deft_tsds.arrays import row_blocks, usable_cpus
 from deft_tsds.buffers import Buffers
 
-_ROWS = 2048  # points of one product
+_ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
+_SCORES = 2**22
 
 # To look at all points as they lie costs no more than to gather so large a share of them.
 _MOST = 0.7
@@ -69,6 +70,7 @@ class _Clusters:
         n, k = len(points_NxD), len(centroids_KxD)
         self.points_NxD, self.threads, self.buffers = points_NxD, threads, Buffers()
         self.centroids_KxD = centroids_KxD
+        self.step = max(1, min(_ROWS, _SCORES // k))
         self.labels_N = np.full(n, -1, np.int32)
         self.sums_KxD, self.counts_K = np.zeros(centroids_KxD.shape), np.zeros(k, np.int64)
         self.squares_N = self._by_points(lambda x_RxD, _: _squares(x_RxD), np.float64)
@@ -93,12 +95,12 @@ class _Clusters:
             return np.arange(len(self.labels_N))
         steps = (self.centroids_KxD - past_KxD.astype(np.float64) for past_KxD in self.past_TxKxD)
         moved_TxK = np.sqrt(np.stack([_squares(step_KxD) for step_KxD in steps]))
-        fastest_T = moved_TxK.argmax(axis=1)
-        others_TxK = np.repeat(moved_TxK.max(axis=1, keepdims=True), moved_TxK.shape[1], axis=1)
-        without_TxK = moved_TxK.copy()
-        without_TxK[np.arange(len(fastest_T)), fastest_T] = 0
-        others_TxK[np.arange(len(fastest_T)), fastest_T] = without_TxK.max(axis=1)
-        limits_TxK = (moved_TxK + others_TxK) * (1 + 1e-9)
+        times_T, fastest_T = np.arange(len(moved_TxK)), moved_TxK.argmax(axis=1)
+        limits_TxK = moved_TxK + moved_TxK.max(axis=1, keepdims=True)
+        slower_TxK = moved_TxK.copy()
+        slower_TxK[times_T, fastest_T] = 0
+        limits_TxK[times_T, fastest_T] = moved_TxK.max(axis=1) + slower_TxK.max(axis=1)
+        limits_TxK *= 1 + 1e-9
         open_N = self.gaps_N <= limits_TxK[self.times_N, self.labels_N]
         if np.count_nonzero(open_N) > _MOST * len(open_N):
             open_N[:] = True
@@ -115,7 +117,7 @@ class _Clusters:
             scores_PxK[places, nearest_P] = np.inf
             second_R[piece] = scores_PxK.min(axis=1)
 
-        list(self.threads.map(two_lowest, row_blocks(len(rows), 1, _ROWS)))
+        list(self.threads.map(two_lowest, row_blocks(len(rows), 1, self.step)))
         # Any order of summation errs by at most D 2^-24 of the sum of the absolute products (Higham, section 3.1).
         largest = np.sqrt(_squares(self.centroids_KxD).max())
         scale_R = (np.sqrt(self.squares_N[rows]) + largest) ** 2
@@ -137,7 +139,7 @@ class _Clusters:
     def _nearest(self, rows: np.ndarray, error_R: np.ndarray) -> np.ndarray:
         """The nearest centroids of some points by distances in float64: of those whose scores do not rule them out."""
         labels_R = np.empty(len(rows), np.int32)
-        for piece in row_blocks(len(rows), 1, _ROWS):
+        for piece in row_blocks(len(rows), 1, self.step):
             scores_PxK = self._scores(rows[piece])
             near = np.nonzero(scores_PxK <= (scores_PxK.min(axis=1) + 2 * error_R[piece])[:, None])
             squares_PxK = np.full(scores_PxK.shape, np.inf)
@@ -164,7 +166,7 @@ class _Clusters:
             signs_SxR = (new_R[piece] == of_S[:, None]).astype(np.float64) - (old_R[piece] == of_S[:, None])
             return of_S, signs_SxR @ exact_RxD
 
-        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, _ROWS)):
+        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, self.step)):
             self.sums_KxD[of_S] += sums_SxD
         k = len(self.counts_K)
         self.counts_K += np.bincount(new_R, minlength=k) - np.bincount(old_R[old_R >= 0], minlength=k)
@@ -205,7 +207,7 @@ class _Clusters:
         def fill(rows: slice) -> None:
             out_N[rows] = function(self.points_NxD[rows], rows)
 
-        list(self.threads.map(fill, row_blocks(len(out_N), 1, _ROWS)))
+        list(self.threads.map(fill, row_blocks(len(out_N), 1, self.step)))
         return out_N
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
