@@ -137,7 +137,7 @@ def main(
     def time(what: str, peers: str, case: dict[str, Any]) -> dict[str, Timing]:
         function = what.split()[-1].replace("k-means++", "seed")
         names = {name: f"kmeans:{name}_{function}" for name in ["ours", *peers.split()]}
-        return compare(names, case, rounds=rounds, calls=2)
+        return compare(names, case, rounds=rounds, calls=4 if function == "iterations" else 2)
 
     def add(n: int, k: int, what: str, found: dict[str, Timing], flops: float = 0, scale: float = 1) -> None:
         """One line; `scale` is what the peers' seconds are multiplied by."""

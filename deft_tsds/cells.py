@@ -83,8 +83,9 @@ def find_cells(points_UxD: np.ndarray, pool_NxD: np.ndarray, threads: ThreadPool
     """Cells of the pool, and a basis of so many dimensions, about the mean of the points."""
     n, d = pool_NxD.shape
     # A shift changes no distance, but it shrinks the norms and with them the rounding.
-    center_D = np.asarray(np.mean(points_UxD, axis=0, dtype=np.float64), dtype=np.float32)
-    radius = max(_largest_norm(points_UxD, center_D), _largest_norm(pool_NxD, center_D))
+    center_D = _mean(points_UxD)
+    matrices = [points_UxD] if pool_NxD is points_UxD else [points_UxD, pool_NxD]
+    radius = max(_largest_norm(matrix, center_D) for matrix in matrices)
     k = max(1, min(n // _CELL, 4 * math.isqrt(n) // 5, _CELLS))
     rng = np.random.default_rng(0)  # a fixed seed is right here: no answer depends on the cells
     sample_SxD = pool_NxD[np.sort(rng.choice(n, min(n, 20 * k), replace=False))] - center_D
@@ -196,6 +197,13 @@ def _sort(labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def squares(rows_NxD: np.ndarray) -> np.ndarray:
     """|x|^2 of each row."""
     return np.einsum("nd,nd->n", rows_NxD, rows_NxD)
+
+
+def _mean(matrix_NxD: np.ndarray) -> np.ndarray:
+    """float32, by sums in float64."""
+    blocks = row_blocks(len(matrix_NxD), row_bytes=4 * matrix_NxD.shape[1], budget_bytes=2**22)
+    sum_D = sum(matrix_NxD[rows].sum(axis=0, dtype=np.float64) for rows in blocks)
+    return np.asarray(sum_D / len(matrix_NxD), dtype=np.float32)
 
 
 def _largest_norm(matrix: np.ndarray, center_D: np.ndarray) -> float:

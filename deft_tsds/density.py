@@ -21,17 +21,17 @@ What is left is measured. No bound changes a sum beyond rounding: each leaves a 
 from __future__ import annotations
 
 import math
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks, usable_cpus
+from deft_tsds.arrays import Rows, as_matrix, check_real, check_same_width, row_blocks, usable_cpus
+from deft_tsds.buffers import Buffers
 from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
@@ -50,8 +50,11 @@ _PAIR_COST = 40
 # tolerance the products are taken in float64. Sums over tiles are float64 always.
 _KERNEL_TOLERANCE = 1e-5
 
+_Shares = list[tuple[np.ndarray, np.ndarray]]
+"""Packed rows, and what to add to their sums."""
 
-def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.ndarray:
+
+def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any = None) -> np.ndarray:
     """Compute rho_j = sum_x max(0, 1 - |x_j - x|^2 / h^2) over all rows x of the pool (TSDS, kernel of its G_KDE).
 
     Exact. Pairs farther apart than h are ruled out in bulk, as far as the data allow; at worst it takes U N D
@@ -62,14 +65,18 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
         points: [U, D] real.
         bandwidth: h > 0, in the units of the L2 distance.
         pool: [N, D] real, may be a memory-map; the points themselves when None (each then counts itself: rho_j >= 1).
+        rows: [U] numbers of the rows of `points` that are meant, as in `points[rows]`, but without that copy; all when
+            None.
 
     Returns:
         density_U float32.
 
     Raises:
-        ValueError: bad rows, different widths, bandwidth not above 0.
+        ValueError: bad rows, different widths, bandwidth not above 0, row numbers that `points` does not have.
     """
     points_UxD = as_matrix(points, "points")
+    if rows is not None:
+        points_UxD = cast(np.ndarray, _Gathered(points_UxD, _row_numbers(rows, len(points_UxD))))
     pool_NxD = points_UxD if pool is None else as_matrix(pool, "pool")
     check_same_width(points_UxD, pool_NxD, "points", "pool")
     bandwidth = check_real(bandwidth, "bandwidth", above=0.0)
@@ -81,8 +88,8 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
         dimensions = points_UxD.shape[1] // 4 if sketched else 0
         kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
         packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
-        for rows in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
-            other = packed if pool is None else pack(pool_NxD[rows], kernel.cells, threads, origin_D=kernel.origin_D)
+        for block in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
+            other = packed if pool is None else pack(pool_NxD[block], kernel.cells, threads, origin_D=kernel.origin_D)
             if jax.default_backend() == "cpu":
                 sums_U += _on_host(packed, other, kernel, threads)
             else:
@@ -90,6 +97,30 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None) -> np.nda
     density_U = np.empty(len(sums_U), np.float32)
     density_U[packed.order_N] = sums_U
     return density_U
+
+
+class _Gathered(Rows):
+    """Some rows of a matrix, each read when it is asked for."""
+
+    def __init__(self, matrix_NxD: np.ndarray, rows_U: np.ndarray):
+        self._matrix_NxD, self._rows_U = matrix_NxD, rows_U
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._rows_U), self._matrix_NxD.shape[1]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._matrix_NxD[self._rows_U[rows]]
+
+
+def _row_numbers(rows: Any, n: int) -> np.ndarray:
+    rows_U = np.asarray(rows)
+    if rows_U.ndim != 1 or len(rows_U) == 0 or not np.issubdtype(rows_U.dtype, np.integer):
+        raise ValueError(f"rows has shape {rows_U.shape} and dtype {rows_U.dtype}: give a list of row numbers.")
+    outside = np.flatnonzero((rows_U < 0) | (rows_U >= n))
+    if len(outside):
+        raise ValueError(f"rows, entry {outside[0]}, is {rows_U[outside[0]]}: points has the rows 0 to {n - 1}.")
+    return rows_U
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +183,9 @@ def _on_host(points: Packed, pool: Packed, kernel: _Kernel, threads: ThreadPoolE
     sums_U = np.zeros(len(points.order_N))
     for visit in visits:
         columns = range(len(visit.q.tiles))
-        for share_U in track(threads.map(visit.column, columns), "kernel density", total=len(columns)):
-            sums_U += share_U
+        for shares in track(threads.map(visit.column, columns), "kernel density", total=len(columns)):
+            for rows, values in shares:
+                np.add.at(sums_U, rows, values)
     return sums_U
 
 
@@ -166,12 +198,12 @@ class _Visit:
         self.whole_PxQ, self.first_PxQ, self.second_PxQ = whole_PxQ, first_PxQ, second_PxQ
         self.counts_for_p, self.counts_for_q = counts_for
         self.dtype = kernel.dtype
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         self.sketched = p.sketch_NxE.shape[1] > 0 and self._sketch_pays()
 
-    def column(self, j: int) -> np.ndarray:
+    def column(self, j: int) -> _Shares:
         """What the pairs with the rows of tile j of q add to the sums of the points."""
-        share_U = np.zeros(len((self.p if self.counts_for_p else self.q).order_N))
+        shares: _Shares = []
         right_RxF = self._right(self.q.rows_NxF[self.q.tiles[j]])
         for rows, limits_KxR in self._selected(j):
             for start in range(0, len(rows), _ROWS):
@@ -184,11 +216,11 @@ class _Visit:
                         busy_L = np.count_nonzero(hits_LxR, axis=1) * _PAIR_COST > hits_LxR.shape[1]
                         hits_LxR[busy_L] = False
                     if found:
-                        self._measure_pairs(share_U, j, left, hits_LxR)
+                        self._measure_pairs(shares, j, left, hits_LxR)
                     left = left[busy_L]
                 if len(left):
-                    self._multiply(share_U, j, left, right_RxF, limits_KxR)
-        return share_U
+                    self._multiply(shares, j, left, right_RxF, limits_KxR)
+        return shares
 
     def _selected(self, j: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Rows of p to compare with tile j, and limits [cells of p, rows of the tile] that the sketch must reach."""
@@ -212,11 +244,11 @@ class _Visit:
         p, q, kernel = self.p, self.q, self.kernel
         tile, cell = q.tiles[j], q.cell_T[j]
         shape = len(left), tile.stop - tile.start
-        left_LxE = self._take(p.sketch_NxE, left, "left")
+        left_LxE = self.buffers.take(p.sketch_NxE, left, "left")
         near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
         left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
         bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
-        limits_LxR = self._take(limits_KxR, p.cell_N[left], "limits")
+        limits_LxR = self.buffers.take(limits_KxR, p.cell_N[left], "limits")
         return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
 
     def _sketch_pays(self) -> bool:
@@ -230,30 +262,30 @@ class _Visit:
                 compared += hits_LxR.size
         return cost < 0.7 * compared
 
-    def _measure_pairs(self, share_U: np.ndarray, j: int, left: np.ndarray, hits_LxR: np.ndarray) -> None:
+    def _measure_pairs(self, shares: _Shares, j: int, left: np.ndarray, hits_LxR: np.ndarray) -> None:
         """Pairs one by one, in difference form."""
         tile = self.q.tiles[j]
         rows, columns = np.divmod(np.flatnonzero(hits_LxR), hits_LxR.shape[1])
         rows, columns = left[rows], columns + tile.start
         for start in range(0, len(rows), 512):
             x, y = rows[start : start + 512], columns[start : start + 512]
-            difference = self._take(self.p.rows_NxF, x, "left")
-            difference -= self._take(self.q.rows_NxF, y, "right")
+            difference = self.buffers.take(self.p.rows_NxF, x, "left")
+            difference -= self.buffers.take(self.q.rows_NxF, y, "right")
             kernel = np.maximum(0, 1 - squares(difference[:, :-4]).astype(np.float64) / self.kernel.bandwidth**2)
             if self.counts_for_p:
-                np.add.at(share_U, x, kernel)
+                shares.append((x, kernel))
             if self.counts_for_q:
-                np.add.at(share_U, y, kernel * ~self._inside(tile, x))
+                shares.append((y, kernel * ~self._inside(tile, x)))
 
     def _multiply(
-        self, share_U: np.ndarray, j: int, left: np.ndarray, right_RxF: np.ndarray, limits_KxR: np.ndarray
+        self, shares: _Shares, j: int, left: np.ndarray, right_RxF: np.ndarray, limits_KxR: np.ndarray
     ) -> None:
         """All pairs of some rows with a tile: one product gives max(0, h^2 - |x - y|^2)."""
         tile, h2 = self.q.tiles[j], self.kernel.bandwidth**2
         if left[-1] - left[0] == len(left) - 1:
             left_LxF = self.p.rows_NxF[left[0] : left[-1] + 1]
         else:
-            left_LxF = self._take(self.p.rows_NxF, left, "left")
+            left_LxF = self.buffers.take(self.p.rows_NxF, left, "left")
         if self.dtype == np.float64:
             exact_LxF = self.buffers.get("exact", left_LxF.shape, np.float64)
             exact_LxF[:] = left_LxF
@@ -266,11 +298,12 @@ class _Visit:
         inside_L = self._inside(tile, left)
         kernel_LxR[inside_L, left[inside_L] - tile.start] = h2  # each point and itself
         if np.isinf(limits_KxR).any():
-            kernel_LxR[np.isinf(self._take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
+            kernel_LxR[np.isinf(self.buffers.take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
         if self.counts_for_p:
-            share_U[left] += (kernel_LxR @ np.ones(len(right_RxF), self.dtype)).astype(np.float64) / h2
+            shares.append((left, (kernel_LxR @ np.ones(len(right_RxF), self.dtype)).astype(np.float64) / h2))
         if self.counts_for_q:
-            share_U[tile] += ((~inside_L).astype(self.dtype) @ kernel_LxR).astype(np.float64) / h2
+            sums_R = (~inside_L).astype(self.dtype) @ kernel_LxR
+            shares.append((np.arange(tile.start, tile.stop), sums_R.astype(np.float64) / h2))
 
     def _right(self, rows_RxF: np.ndarray) -> np.ndarray:
         """Such that (x, |x|^2 in two parts, 1, 1) . right = h^2 - |x - y|^2: the constants are the large terms."""
@@ -285,23 +318,6 @@ class _Visit:
     def _inside(self, tile: slice, rows: np.ndarray) -> np.ndarray:
         """bool: which rows lie in the tile itself. There both orders of a pair are at hand, and each counts once."""
         return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
-
-    def _take(self, matrix: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
-        out = self.buffers.get(name, (len(rows), matrix.shape[1]), matrix.dtype)
-        return np.take(matrix, rows, axis=0, out=out, mode="clip")  # the mode that writes to `out` directly
-
-
-class _Buffers(threading.local):
-    """Memory of each thread: fresh pages from the system can cost more than the product that fills them."""
-
-    def __init__(self):
-        self.flat: dict[tuple[str, Any], np.ndarray] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        key, size = (name, np.dtype(dtype)), math.prod(shape)
-        if key not in self.flat or self.flat[key].size < size:
-            self.flat[key] = np.empty(size, dtype)
-        return self.flat[key][:size].reshape(shape)
 
 
 def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:

@@ -1,6 +1,7 @@
 """k-means: greedy k-means++ and Lloyd's iterations on points in memory, mini-batches on points that do not fit.
 
-Here the points are read, centred and brought to the device; the mathematics is in `kmeans_programs`.
+Here the points are read, centred and brought to the device. The mathematics is in `kmeans_programs`, compiled; where
+the device is the CPU itself, Lloyd's iterations are those of `kmeans_host`, which end in the same place sooner.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from deft_tsds import kmeans_host as host
 from deft_tsds import kmeans_programs as programs
 from deft_tsds.arrays import as_matrix, check_count, check_real, normalize_rows
 from deft_tsds.runs import track
@@ -190,9 +192,12 @@ def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical) -
             centroids_KxD = programs.plus_plus(key, first, matrix_NxD, squares_N, n, k)
         else:
             centroids_KxD = jnp.asarray(frame.enter(start_KxD))
-        centroids_KxD, labels_N, errors_N, iterations, converged = programs.lloyd(
-            matrix_NxD, n, centroids_KxD, max_iterations, movement, floor, spherical
-        )
+        settings = max_iterations, movement, floor, spherical
+        if jax.default_backend() == "cpu":
+            found = host.lloyd(np.asarray(matrix_NxD)[:n], np.asarray(centroids_KxD), *settings)
+        else:
+            found = programs.lloyd(matrix_NxD, n, centroids_KxD, *settings)
+        centroids_KxD, labels_N, errors_N, iterations, converged = found
         return KMeans(
             centroids_KxD=frame.leave(centroids_KxD),
             labels_N=np.asarray(labels_N)[:n],

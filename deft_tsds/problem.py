@@ -151,14 +151,18 @@ class Problem:
         if bandwidth is None:
             return replace(self, info={**info, "bandwidth": None})
         everything = len(self.shortlist_U) == self.size
-        in_memory = isinstance(candidates_NxD, np.ndarray)  # or mapped into it; a store reads its rows into a copy
-        points_UxD = candidates_NxD if everything and in_memory else candidates_NxD[self.shortlist_U]
         if bandwidth == "auto":
-            distance_U = np.full(len(points_UxD), np.inf, dtype=np.float32)
+            distance_U = np.full(len(self.shortlist_U), np.inf, dtype=np.float32)
             np.minimum.at(distance_U, self.index_MxK.ravel(), self.costs_MxK.ravel())
-            bandwidth, info["bandwidth_found"] = propose_bandwidth(points_UxD, distance_U)
+            shortlisted_UxD = candidates_NxD[slice(None) if everything else self.shortlist_U]
+            bandwidth, info["bandwidth_found"] = propose_bandwidth(shortlisted_UxD, distance_U)
+            del shortlisted_UxD
         pool = candidates_NxD if density_over == "pool" and not everything else None
-        density_U = kernel_density(points_UxD, bandwidth=bandwidth, pool=pool)
+        if not isinstance(candidates_NxD, np.ndarray):  # a store reads a row many times slower than memory or a map
+            candidates_NxD, rows_U = candidates_NxD[self.shortlist_U], None
+        else:
+            rows_U = None if everything else self.shortlist_U
+        density_U = kernel_density(candidates_NxD, rows=rows_U, bandwidth=bandwidth, pool=pool)
         return replace(self, density_U=density_U, info={**info, "bandwidth": bandwidth})
 
 

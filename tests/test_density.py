@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -42,14 +44,14 @@ def spy(monkeypatch):
         taken["sketched"] += len(left) * limits_KxR.shape[1]
         return hits(self, j, left, limits_KxR)
 
-    def spied_measure(self, share_U, j, left, hits_LxR):
+    def spied_measure(self, shares, j, left, hits_LxR):
         taken["measured"] += int(hits_LxR.sum())
-        return measure(self, share_U, j, left, hits_LxR)
+        return measure(self, shares, j, left, hits_LxR)
 
-    def spied_multiply(self, share_U, j, left, right_RxF, limits_KxR):
+    def spied_multiply(self, shares, j, left, right_RxF, limits_KxR):
         taken["multiplied"] += len(left) * len(right_RxF)
         taken["second"] += int(np.isinf(limits_KxR).any())
-        return multiply(self, share_U, j, left, right_RxF, limits_KxR)
+        return multiply(self, shares, j, left, right_RxF, limits_KxR)
 
     monkeypatch.setattr(density._Visit, "_hits", spied_hits)
     monkeypatch.setattr(density._Visit, "_measure_pairs", spied_measure)
@@ -191,21 +193,27 @@ def test_no_pair_within_the_bandwidth_is_ruled_out():
         np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth), expected, rtol=1e-5)
 
 
-def test_cells_blocks_and_threads_change_nothing(monkeypatch):
+@pytest.mark.parametrize(
+    ("bandwidth", "tolerance"),
+    [(0.4, 5e-6), (0.1, 2e-7)],  # float32 products, whose rounding depends on the cells; float64 ones
+)
+def test_cells_blocks_and_threads_change_nothing(monkeypatch, bandwidth, tolerance):
     points, pool = normalize_rows(clustered(300, 32)), normalize_rows(clustered(150, 32, seed=2))
-    whole = kernel_density(points, bandwidth=0.4), kernel_density(points, bandwidth=0.4, pool=pool)
+    whole = kernel_density(points, bandwidth=bandwidth), kernel_density(points, bandwidth=bandwidth, pool=pool)
     for cell, tile, rows, block, sketch_pairs in ((300, 512, 7, 16, 0), (11, 5, 64, 50, 10**9), (20, 64, 10, 1000, 0)):
         monkeypatch.setattr(cells, "_CELL", cell)
         monkeypatch.setattr(cells, "_TILE", tile)
         monkeypatch.setattr(density, "_ROWS", rows)
         monkeypatch.setattr(density, "_POOL_ROWS", block)
         monkeypatch.setattr(density, "_SKETCH_PAIRS", sketch_pairs)
-        own = kernel_density(points, bandwidth=0.4)
-        np.testing.assert_allclose(own, whole[0], rtol=1e-5)
-        np.testing.assert_allclose(kernel_density(points, bandwidth=0.4, pool=pool), whole[1], rtol=1e-5, atol=1e-5)
-        with monkeypatch.context() as patch:
-            patch.setattr(density, "usable_cpus", lambda: 1)
-            np.testing.assert_array_equal(kernel_density(points, bandwidth=0.4), own)
+        own = kernel_density(points, bandwidth=bandwidth)
+        np.testing.assert_allclose(own, whole[0], rtol=tolerance)
+        np.testing.assert_allclose(
+            kernel_density(points, bandwidth=bandwidth, pool=pool), whole[1], rtol=tolerance, atol=tolerance
+        )
+        with monkeypatch.context() as alone:
+            alone.setattr(density, "usable_cpus", lambda: 1)
+            np.testing.assert_array_equal(kernel_density(points, bandwidth=bandwidth), own)
 
 
 @pytest.mark.usefixtures("small_cells", "device")
@@ -235,12 +243,55 @@ def test_memory_map_pool(tmp_path):
 
 
 @pytest.mark.usefixtures("device")
-def test_another_bandwidth_does_not_compile_again(caplog):
+def test_another_bandwidth_does_not_compile_again():
     points = np.random.default_rng(5).normal(size=(19, 11))
-    kernel_density(points, bandwidth=1.0)
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        kernel_density(points, bandwidth=0.9)
-    assert not [record for record in caplog.records if "_kernel_sums" in record.getMessage()]
+    before = density._kernel_sums._cache_size()
+    for bandwidth in (1.0, 0.9, 2.5):
+        found = kernel_density(points, bandwidth=bandwidth)
+        np.testing.assert_allclose(found, brute_density(points, points, bandwidth), rtol=1e-4)
+        assert density._kernel_sums._cache_size() == before + 1
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_some_rows_are_those_rows_copied(tmp_path):
+    matrix = clustered(200, 24)
+    rows = np.random.default_rng(6).permutation(200)[:90]
+    np.save(tmp_path / "x.npy", matrix)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for pool in (None, matrix):
+        expected = kernel_density(matrix[rows], bandwidth=4.0, pool=pool)
+        for points in (matrix, mapped):
+            np.testing.assert_array_equal(kernel_density(points, rows=rows, bandwidth=4.0, pool=pool), expected)
+
+
+def test_some_rows_are_never_copied_at_once():
+    matrix = clustered(20_000, 64)
+    rows = np.arange(1, 20_000)
+    kernel_density(matrix[:500], bandwidth=0.5)  # what a first call loads
+
+    def peak(**arguments):
+        tracemalloc.start()
+        kernel_density(bandwidth=0.5, **arguments)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    assert peak(points=matrix, rows=rows) < peak(points=matrix) + matrix.nbytes / 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0.0], r"^rows has shape \(1,\) and dtype float64: give a list of row numbers"),
+        ([], "^rows has shape"),
+        ([[0]], "^rows has shape"),
+        ([0, 3], "^rows, entry 1, is 3: points has the rows 0 to 2"),
+        ([-1], "^rows, entry 0, is -1"),
+    ],
+)
+def test_bad_row_numbers(rows, message):
+    with pytest.raises(ValueError, match=message):
+        kernel_density(np.ones((3, 2)), bandwidth=1.0, rows=rows)
 
 
 @pytest.mark.parametrize("bandwidth", [0, -1.0, np.nan, "wide"])

@@ -23,6 +23,7 @@ from deft_tsds.sampling import generator_of
 
 # `deft_tsds.kmeans` as an attribute is the function
 KMEANS: Any = importlib.import_module("deft_tsds.kmeans")
+HOST: Any = importlib.import_module("deft_tsds.kmeans_host")
 PROGRAMS: Any = importlib.import_module("deft_tsds.kmeans_programs")
 KEY = jax.random.key(0)
 
@@ -43,10 +44,24 @@ def sklearn_from(start, points, **options: Any):
     return SklearnKMeans(len(start), **options).fit(points)
 
 
+@pytest.fixture(params=["host", "device"])
+def route(request, monkeypatch):
+    """Lloyd's iterations by the host's BLAS, and as the compiled program that accelerators run."""
+    if request.param == "device":
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    return request.param
+
+
+@pytest.fixture
+def device(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
 def test_public_name():
     assert public_kmeans is kmeans
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("k", [1, 7, 40])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4, 1e-2])
 def test_same_as_sklearn_from_the_same_start(k, tolerance):
@@ -61,6 +76,7 @@ def test_same_as_sklearn_from_the_same_start(k, tolerance):
     assert ours.converged
 
 
+@pytest.mark.usefixtures("route")
 def test_same_as_sklearn_when_a_cluster_starts_empty():
     points = mixture(600, 5, 4)
     start = points[:4].copy()
@@ -72,6 +88,7 @@ def test_same_as_sklearn_when_a_cluster_starts_empty():
     assert (ours.sizes_K > 0).all()
 
 
+@pytest.mark.usefixtures("route")
 def test_several_empty_clusters_are_all_repaired():
     points = mixture(300, 3, 6, spread=0.1)
     start = np.full((6, 3), 500, np.float32) + np.arange(6)[:, None]
@@ -81,6 +98,7 @@ def test_several_empty_clusters_are_all_repaired():
     np.testing.assert_array_equal(result.labels_N, again.labels_N)
 
 
+@pytest.mark.usefixtures("route")
 def test_fixed_point():
     points = mixture(1500, 8, 5)
     result = kmeans(points, 5, key=KEY, tolerance=0)
@@ -93,6 +111,7 @@ def test_fixed_point():
     assert result.centroids_KxD.dtype == np.float32
 
 
+@pytest.mark.usefixtures("route")
 def test_filling_rows_change_nothing(monkeypatch):
     points = mixture(1000, 6, 5)
     whole = kmeans(points, 5, key=KEY, init=points[:5])
@@ -130,13 +149,13 @@ def test_first_center_is_uniform(monkeypatch):
     """k = 1 and one iteration tell nothing of the start, so look at the start itself: chi-square at level 1e-4."""
     starts = []
     monkeypatch.setattr(PROGRAMS, "BLOCK_ROWS", 4)
-    lloyd = PROGRAMS.lloyd
+    lloyd = HOST.lloyd
 
-    def spy(points, n, centroids, *rest):
-        starts.append(np.asarray(centroids))
-        return lloyd(points, n, centroids, *rest)
+    def spy(points, centroids, *rest):
+        starts.append(centroids)
+        return lloyd(points, centroids, *rest)
 
-    monkeypatch.setattr(PROGRAMS, "lloyd", spy)
+    monkeypatch.setattr(HOST, "lloyd", spy)
     points = np.arange(10, dtype=np.float32)[:, None]
     for seed in range(600):
         kmeans(points, 1, key=jax.random.key(seed), max_iterations=1)
@@ -144,6 +163,7 @@ def test_first_center_is_uniform(monkeypatch):
     assert ((counts - 60) ** 2 / 60).sum() < 33.7
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("spherical", [False, True])
 def test_fewer_distinct_points_than_clusters(spherical):
     distinct = mixture(3, 6, 3)
@@ -156,6 +176,7 @@ def test_fewer_distinct_points_than_clusters(spherical):
     assert len(np.unique(result.labels_N.reshape(3, 20))) == 3
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e10])
 def test_all_points_equal(value):
     result = kmeans(np.full((50, 3), value), 4, key=KEY)
@@ -164,6 +185,7 @@ def test_all_points_equal(value):
     np.testing.assert_allclose(result.centroids_KxD, value, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("route")
 def test_spherical_ignores_length():
     points = mixture(500, 8, 4)
     lengths = np.random.default_rng(0).uniform(0.1, 10, size=(500, 1)).astype(np.float32)
@@ -175,6 +197,7 @@ def test_spherical_ignores_length():
     np.testing.assert_array_equal((unit @ plain.centroids_KxD.T).argmax(1), plain.labels_N)
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (2, 1), (7, 3)])
 def test_as_many_clusters_as_points(n, d):
     points = np.arange(n * d, dtype=np.float32).reshape(n, d) ** 2
@@ -240,6 +263,7 @@ def traces():
     return [program._cache_size() for program in programs]
 
 
+@pytest.mark.usefixtures("device")
 def test_nothing_recompiles_when_numbers_change():
     points = mixture(700, 5, 4)
     options: list[dict[str, Any]] = [{}, {"batch_size": 100}]
@@ -265,6 +289,7 @@ def test_restarts_are_the_best_of_single_runs(batch_size):
     np.testing.assert_array_equal(best.centroids_KxD, winner.centroids_KxD)
 
 
+@pytest.mark.usefixtures("device")
 def test_sums_stay_those_of_the_labels(monkeypatch):
     """Sums that only follow the labels and sums that start afresh each iteration end in the same place."""
     points = 3 + np.random.default_rng(1).normal(size=(3000, 12)).astype(np.float32)  # no clusters: many iterations
@@ -280,6 +305,7 @@ def test_sums_stay_those_of_the_labels(monkeypatch):
     assert fresh.inertia == pytest.approx(follow.inertia, rel=1e-6)
 
 
+@pytest.mark.usefixtures("device")
 def test_distances_by_blocks_change_nothing(monkeypatch):
     points = mixture(5000, 6, 9)
     whole = kmeans(points, 9, key=KEY)
@@ -437,6 +463,87 @@ def test_errors_of_the_new_options():
         kmeans(points, 2, key=KEY, batch_size=1)
 
 
+def overlapping(n, d, seed=0):
+    """One round cloud of falling spectrum: labels go on changing for a hundred iterations."""
+    return (np.random.default_rng(seed).normal(size=(n, d)) * np.geomspace(1, 0.1, d) + 1).astype(np.float32)
+
+
+def plain_lloyd(points, start, iterations):
+    """Lloyd's iterations in float64, all distances each time; and how often the labels changed."""
+    x, centroids, labels, changes = points.astype(np.float64), start.astype(np.float32), None, 0
+    for _ in range(iterations):
+        squares = ((x[:, None] - centroids.astype(np.float64)) ** 2).sum(-1)
+        changes += labels is not None and np.any(squares.argmin(1) != labels)
+        labels = squares.argmin(1)
+        # float32 as ours, so that no label is decided by another rounding
+        centroids = np.stack([x[labels == c].mean(0) for c in range(len(start))]).astype(np.float32)
+    labels = ((x[:, None] - centroids.astype(np.float64)) ** 2).sum(-1).argmin(1)
+    return centroids, labels, changes
+
+
+@pytest.mark.parametrize("history", [3, 32])
+def test_points_that_are_left_out_keep_the_right_label(monkeypatch, history):
+    monkeypatch.setattr(HOST, "_HISTORY", history)
+    looked_at = []
+    measure = HOST._Clusters._measure
+    monkeypatch.setattr(
+        HOST._Clusters, "_measure", lambda self, rows: looked_at.append(len(rows)) or measure(self, rows)
+    )
+    points = overlapping(1500, 6) - np.float32(1)
+    centered = points - points.mean(0, dtype=np.float64).astype(np.float32)
+    start = centered[:8].copy()
+    for iterations in (1, 5, 40):
+        looked_at.clear()
+        centroids_KxD, labels_N, errors_N, *_ = HOST.lloyd(centered, start, iterations, 0.0, 0.0, False)
+        expected_KxD, expected_N, changes = plain_lloyd(centered, start, iterations)
+        np.testing.assert_array_equal(labels_N, expected_N)
+        np.testing.assert_array_equal(centroids_KxD, expected_KxD)
+        difference = centered.astype(np.float64) - centroids_KxD[labels_N]
+        np.testing.assert_allclose(errors_N, (difference**2).sum(1), rtol=1e-5)
+    assert changes > 30
+    assert looked_at[0] == 1500
+    assert sum(looked_at) < 41 * 1500 * (0.5 if history == 32 else 0.8)
+
+
+def test_blocks_change_no_bit(monkeypatch):
+    points, start = overlapping(1200, 10), overlapping(9, 10, seed=1)
+    whole = kmeans(points, 9, key=KEY, init=start, tolerance=0, max_iterations=60)
+    for rows, most in ((7, 0.0), (100, 1.0)):
+        monkeypatch.setattr(HOST, "_ROWS", rows)
+        monkeypatch.setattr(HOST, "_MOST", most)
+        blocks = kmeans(points, 9, key=KEY, init=start, tolerance=0, max_iterations=60)
+        np.testing.assert_array_equal(blocks.labels_N, whole.labels_N)
+        np.testing.assert_array_equal(blocks.centroids_KxD, whole.centroids_KxD)
+        assert blocks.inertia == whole.inertia
+        assert blocks.iterations == whole.iterations
+
+
+def test_labels_that_float32_cannot_decide():
+    """Points beside the plane between two centroids, nearer to it than the rounding of a float32 product; and on it."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(400, 64)).astype(np.float32)
+    base[:, 0] = 2.0 ** -rng.integers(20, 44, size=400) * rng.integers(-1, 2, size=400)
+    start = np.zeros((2, 64), np.float32)
+    start[:, 0] = 1, -1
+    clusters = HOST._Clusters(base, start, HOST.ThreadPoolExecutor(1))
+    clusters.assign()
+    np.testing.assert_array_equal(clusters.labels_N, (base[:, 0] < 0).astype(np.int32))  # the lower index of two
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-15, 1.0, 1e15]))
+def test_both_routes_end_alike(seed, scale):
+    points = (scale * np.random.default_rng(seed).normal(size=(64, 2))).astype(np.float32)
+    ours = kmeans(points, 3, key=KEY, init=points[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        theirs = kmeans(points, 3, key=KEY, init=points[:3])
+    np.testing.assert_array_equal(ours.labels_N, theirs.labels_N)
+    np.testing.assert_allclose(ours.centroids_KxD, theirs.centroids_KxD, rtol=1e-5, atol=1e-6 * scale)
+    assert ours.inertia == pytest.approx(theirs.inertia, rel=1e-5)
+    assert ours.iterations == theirs.iterations
+
+
 def test_threads_change_no_label(tmp_path):
     """The same clustering in a process that may use one core only."""
     if not hasattr(os, "sched_setaffinity"):
@@ -454,4 +561,4 @@ np.savez({str(tmp_path / "one.npz")!r}, labels=result.labels_N, centroids=result
     one = np.load(tmp_path / "one.npz")
     here = kmeans(points, 12, key=KEY)
     np.testing.assert_array_equal(here.labels_N, one["labels"])
-    np.testing.assert_allclose(here.centroids_KxD, one["centroids"], atol=1e-5)
+    np.testing.assert_array_equal(here.centroids_KxD, one["centroids"])

@@ -1,0 +1,221 @@
+"""Lloyd's iterations on a CPU: what `kmeans_programs.lloyd` does, by the host's BLAS, and for fewer points.
+
+**Which label is right.** The nearest centroid by distances in float64, the lower index of two. A float32 product gives
+every pair a score |c|^2 - 2 x.c with a bound on its error; where that leaves two centroids or more, they are measured
+in difference form. Sums over clusters are float64. So neither blocks nor threads can change a label.
+
+**Which points are looked at.** When a point is measured, its gap is how much farther its second nearest centroid is
+than its own. By the triangle inequality its label stays as long as its own centroid and the fastest of the others have
+together moved by less than that (Hamerly, "Making k-means even faster", 2010; straight from where they were when the
+point was measured, as Newling and Fleuret, "Fast k-means with accurate bounds", 2016, not step by step).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from deft_tsds.arrays import row_blocks, usable_cpus
+from deft_tsds.buffers import Buffers
+
+_ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
+_SCORES = 2**22
+
+# To look at all points as they lie costs no more than to gather so large a share of them.
+_MOST = 0.7
+
+# So many past centroids are kept to measure movements from; then all points are looked at once more.
+_HISTORY = 32
+
+
+def lloyd(
+    points_NxD: np.ndarray,
+    centroids_KxD: np.ndarray,
+    max_iterations: int,
+    movement: float,
+    floor: float,
+    spherical: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, bool]:
+    """Lloyd's iterations until the labels stay, the centroids move by at most `movement`, or `max_iterations`.
+
+    Returns:
+        centroids_KxD float32, labels_N int32, errors_N float32 (squared distances to them), iterations, converged.
+    """
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as threads:
+        clusters = _Clusters(points_NxD, centroids_KxD, threads)
+        iterations, converged = 0, False
+        while iterations < max_iterations and not converged:
+            old_KxD = clusters.centroids_KxD
+            changed = clusters.assign()
+            sums_KxD, counts_K, repaired = clusters.repaired(floor)
+            new_KxD = np.where(counts_K[:, None] > 0, sums_KxD / np.maximum(counts_K, 1)[:, None], old_KxD)
+            if spherical:
+                lengths_K = np.sqrt(np.einsum("kd,kd->k", new_KxD, new_KxD))
+                new_KxD = np.where(lengths_K[:, None] > 0, new_KxD / np.maximum(lengths_K, 1e-300)[:, None], old_KxD)
+            clusters.centroids_KxD = new_KxD.astype(np.float32)
+            still = not changed or _squares(clusters.centroids_KxD - old_KxD.astype(np.float64)).sum() <= movement
+            # A repair moves a centroid after the labels were given: they have to be given once more.
+            converged = still and not repaired
+            iterations += 1
+        clusters.assign()
+        return clusters.centroids_KxD, clusters.labels_N, clusters.errors(), iterations, converged
+
+
+class _Clusters:
+    """Centroids, the label of each point, and the sum and number of the points of each cluster by the labels."""
+
+    def __init__(self, points_NxD: np.ndarray, centroids_KxD: np.ndarray, threads: ThreadPoolExecutor):
+        n, k = len(points_NxD), len(centroids_KxD)
+        self.points_NxD, self.threads, self.buffers = points_NxD, threads, Buffers()
+        self.centroids_KxD = centroids_KxD
+        self.step = max(1, min(_ROWS, _SCORES // k))
+        self.labels_N = np.full(n, -1, np.int32)
+        self.sums_KxD, self.counts_K = np.zeros(centroids_KxD.shape), np.zeros(k, np.int64)
+        self.squares_N = self._by_points(lambda x_RxD, _: _squares(x_RxD), np.float64)
+        self.gaps_N = np.empty(n)
+        self.times_N = np.empty(n, np.int32)  # which of the past centroids each gap is about
+        self.past_TxKxD: list[np.ndarray] = []
+
+    def assign(self) -> bool:
+        """Bring labels and sums up to date with the centroids; whether any label changed."""
+        rows = self._open_rows()
+        self.past_TxKxD.append(self.centroids_KxD)
+        old_R = self.labels_N[rows]
+        self._measure(rows)
+        changed_R = self.labels_N[rows] != old_R
+        self._move(rows[changed_R], old_R[changed_R])
+        return bool(changed_R.any())
+
+    def _open_rows(self) -> np.ndarray:
+        """The points whose label may change."""
+        if len(self.past_TxKxD) in (0, _HISTORY):
+            self.past_TxKxD.clear()
+            return np.arange(len(self.labels_N))
+        steps = (self.centroids_KxD - past_KxD.astype(np.float64) for past_KxD in self.past_TxKxD)
+        moved_TxK = np.sqrt(np.stack([_squares(step_KxD) for step_KxD in steps]))
+        times_T, fastest_T = np.arange(len(moved_TxK)), moved_TxK.argmax(axis=1)
+        limits_TxK = moved_TxK + moved_TxK.max(axis=1, keepdims=True)
+        slower_TxK = moved_TxK.copy()
+        slower_TxK[times_T, fastest_T] = 0
+        limits_TxK[times_T, fastest_T] = moved_TxK.max(axis=1) + slower_TxK.max(axis=1)
+        limits_TxK *= 1 + 1e-9
+        open_N = self.gaps_N <= limits_TxK[self.times_N, self.labels_N]
+        if np.count_nonzero(open_N) > _MOST * len(open_N):
+            open_N[:] = True
+        return np.flatnonzero(open_N)
+
+    def _measure(self, rows: np.ndarray) -> None:
+        """Label some points, and note their gaps."""
+        labels_R, first_R, second_R = np.empty(len(rows), np.int32), np.empty(len(rows)), np.empty(len(rows))
+
+        def two_lowest(piece: slice) -> None:
+            scores_PxK, places = self._scores(rows[piece]), np.arange(len(rows[piece]))
+            labels_R[piece] = nearest_P = scores_PxK.argmin(axis=1)
+            first_R[piece] = scores_PxK[places, nearest_P]
+            scores_PxK[places, nearest_P] = np.inf
+            second_R[piece] = scores_PxK.min(axis=1)
+
+        list(self.threads.map(two_lowest, row_blocks(len(rows), 1, self.step)))
+        # Any order of summation errs by at most D 2^-24 of the sum of the absolute products (Higham, section 3.1).
+        largest = np.sqrt(_squares(self.centroids_KxD).max())
+        scale_R = (np.sqrt(self.squares_N[rows]) + largest) ** 2
+        error_R = (self.points_NxD.shape[1] + 8) * (2.0**-23 * scale_R + np.finfo(np.float32).tiny)
+        close_R = np.flatnonzero(second_R - first_R <= 2 * error_R)
+        labels_R[close_R] = self._nearest(rows[close_R], error_R[close_R])
+        self.labels_N[rows] = labels_R
+        first_R += self.squares_N[rows] + error_R
+        second_R += self.squares_N[rows] - error_R
+        self.gaps_N[rows] = np.sqrt(np.maximum(second_R, 0)) - np.sqrt(first_R)
+        self.times_N[rows] = len(self.past_TxKxD) - 1
+
+    def _scores(self, rows: np.ndarray) -> np.ndarray:
+        """|c|^2 - 2 x.c of some points in ascending order and all centroids, in a buffer."""
+        scores_RxK = self.buffers.get("scores", (len(rows), len(self.centroids_KxD)), np.float32)
+        np.matmul(self._rows(rows), -2 * self.centroids_KxD.T, out=scores_RxK)
+        return np.add(scores_RxK, _squares(self.centroids_KxD), out=scores_RxK)
+
+    def _nearest(self, rows: np.ndarray, error_R: np.ndarray) -> np.ndarray:
+        """The nearest centroids of some points by distances in float64: of those whose scores do not rule them out."""
+        labels_R = np.empty(len(rows), np.int32)
+        for piece in row_blocks(len(rows), 1, self.step):
+            scores_PxK = self._scores(rows[piece])
+            near = np.nonzero(scores_PxK <= (scores_PxK.min(axis=1) + 2 * error_R[piece])[:, None])
+            squares_PxK = np.full(scores_PxK.shape, np.inf)
+            for pairs in row_blocks(len(near[0]), row_bytes=8 * self.points_NxD.shape[1], budget_bytes=2**20):
+                p, k = near[0][pairs], near[1][pairs]
+                x_SxD = self.points_NxD[rows[piece][p]].astype(np.float64)
+                squares_PxK[p, k] = _squares(x_SxD - self.centroids_KxD[k])
+            labels_R[piece] = squares_PxK.argmin(axis=1)
+        return labels_R
+
+    def _move(self, rows: np.ndarray, old_R: np.ndarray) -> None:
+        """Take points out of the sums of their old clusters into those of their new ones: after a few iterations these
+        are few."""
+        new_R = self.labels_N[rows]
+        order_R = np.argsort(new_R, kind="stable")  # so that the points of one product have few clusters
+        rows, old_R, new_R = rows[order_R], old_R[order_R], new_R[order_R]
+
+        def sums(piece: slice) -> tuple[np.ndarray, np.ndarray]:
+            x_RxD = self.buffers.take(self.points_NxD, rows[piece], "points")
+            exact_RxD = self.buffers.get("exact", x_RxD.shape, np.float64)
+            exact_RxD[:] = x_RxD
+            of_S = np.unique(np.concatenate([old_R[piece], new_R[piece]]))
+            of_S = of_S[of_S >= 0]
+            signs_SxR = (new_R[piece] == of_S[:, None]).astype(np.float64) - (old_R[piece] == of_S[:, None])
+            return of_S, signs_SxR @ exact_RxD
+
+        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, self.step)):
+            self.sums_KxD[of_S] += sums_SxD
+        k = len(self.counts_K)
+        self.counts_K += np.bincount(new_R, minlength=k) - np.bincount(old_R[old_R >= 0], minlength=k)
+
+    def repaired(self, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Sums and numbers where every empty cluster has got the point farthest from its centroid, among clusters that
+        hold more than one; and whether there was one."""
+        sums_KxD, counts_K, repaired = self.sums_KxD, self.counts_K, False
+        empty = np.flatnonzero(counts_K == 0)
+        if len(empty):
+            sums_KxD, counts_K, errors_N = sums_KxD.copy(), counts_K.copy(), self.errors()
+            for cluster in empty:
+                free_N = np.where(counts_K[self.labels_N] > 1, errors_N, 0)
+                farthest = free_N.argmax()
+                if free_N[farthest] <= floor:
+                    break
+                sums_KxD[self.labels_N[farthest]] -= self.points_NxD[farthest]
+                sums_KxD[cluster] = self.points_NxD[farthest]
+                counts_K[self.labels_N[farthest]] -= 1
+                counts_K[cluster] = 1
+                errors_N[farthest] = 0
+                repaired = True
+        return sums_KxD, counts_K, repaired
+
+    def errors(self) -> np.ndarray:
+        """Squared distance of every point to its own centroid, in difference form, float32 [N]."""
+
+        def errors(x_RxD: np.ndarray, rows: slice) -> np.ndarray:
+            difference_RxD = self.buffers.take(self.centroids_KxD, self.labels_N[rows], "points")
+            return _squares(np.subtract(x_RxD, difference_RxD, out=difference_RxD))
+
+        return self._by_points(errors, np.float32)
+
+    def _by_points(self, function, dtype) -> np.ndarray:
+        """A number for each point, by blocks."""
+        out_N = np.empty(len(self.points_NxD), dtype)
+
+        def fill(rows: slice) -> None:
+            out_N[rows] = function(self.points_NxD[rows], rows)
+
+        list(self.threads.map(fill, row_blocks(len(out_N), 1, self.step)))
+        return out_N
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        """Some points, in ascending order: as they lie where none is left out, else in a buffer."""
+        if rows[-1] - rows[0] == len(rows) - 1:
+            return self.points_NxD[rows[0] : rows[-1] + 1]
+        return self.buffers.take(self.points_NxD, rows, "points")
+
+
+def _squares(rows_NxD: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", rows_NxD, rows_NxD)
