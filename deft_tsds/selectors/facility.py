@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,9 +60,7 @@ class FacilityLocation:
             while not fresh_N[row := int(np.argmax(gain_N))]:
                 stale = _largest(np.where(fresh_N, -np.inf, gain_N), together)
                 together = min(2 * together, _MOST)
-                gain_N[stale] = pair_means(
-                    pool.embeddings_NxD[stale], stand_PxD, lambda c, p: np.maximum((1 + c) / 2 - best_P[p], 0)
-                )
+                gain_N[stale] = pair_means(pool.embeddings_NxD[stale], stand_PxD, partial(_gained, best_P))
                 fresh_N[stale] = True
                 updates += len(stale)
             rows.append(row)
@@ -85,6 +84,11 @@ class FacilityLocation:
         return Selection.of(
             chosen, scores=scores, reasons=[reasons[row] for row in chosen.tolist()], info=info | compared
         )
+
+
+def _gained(best_P: np.ndarray, cosine_BxQ: np.ndarray, columns: slice) -> np.ndarray:
+    """How much nearer each of the rows `columns` comes."""
+    return np.maximum((1 + cosine_BxQ) / 2 - best_P[columns], 0)
 
 
 def _largest(values_N: np.ndarray, count: int) -> np.ndarray:

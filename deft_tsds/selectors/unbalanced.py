@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deft_tsds.arrays import check_count, check_real, normalize_rows
@@ -91,24 +91,29 @@ class UnbalancedTransport:
         info = {"shortlist": len(shortlist_U), "plan": found}
         return Selection.of(rows, scores=mass_U[places], reasons=reasons, info=info)
 
-    def _solve(self, cost_MxU: np.ndarray) -> tuple[np.ndarray, dict]:
+    def _solve(self, cost_MxU: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """The plan, and how it was found."""
-        from ott.geometry import geometry  # here, because it takes two seconds to import
-        from ott.problems.linear import linear_problem
-        from ott.solvers.linear import sinkhorn
-
         # ott writes a marginal's penalty as tau = penalty / (penalty + epsilon); 1 is a marginal that must hold.
-        problem = linear_problem.LinearProblem(
-            geometry.Geometry(cost_matrix=jnp.asarray(cost_MxU), epsilon=self.epsilon),
-            tau_b=self.penalty / (self.penalty + self.epsilon),
+        tau = self.penalty / (self.penalty + self.epsilon)
+        plan_MxU, converged, iterations, errors = _sinkhorn(
+            cost_MxU, self.epsilon, tau=tau, tolerance=self.tolerance, max_iterations=self.max_iterations
         )
-        solver = sinkhorn.Sinkhorn(threshold=self.tolerance, max_iterations=self.max_iterations)
-        solved = solver(problem)
-        if not solved.converged:
+        if not converged:
             raise ValueError(
                 f"the plan is not within tolerance={self.tolerance:g} after {self.max_iterations} iterations: raise "
                 "max_iterations, tolerance or epsilon."
             )
-        errors = np.asarray(solved.errors)
-        error, iterations = float(errors[errors >= 0][-1]), int(solved.n_iters)
-        return np.asarray(solved.matrix), {"iterations": iterations, "error": error}
+        measured = np.asarray(errors)[np.asarray(errors) >= 0]
+        return np.asarray(plan_MxU), {"iterations": int(iterations), "error": float(measured[-1])}
+
+
+@partial(jax.jit, static_argnames=("tau", "tolerance", "max_iterations"))
+def _sinkhorn(cost_MxU, epsilon, *, tau, tolerance, max_iterations):
+    """The plan, whether it converged, its iterations and their errors. ott compares tau with 1 in Python."""
+    from ott.geometry.geometry import Geometry  # here, because it takes seconds to import
+    from ott.problems.linear.linear_problem import LinearProblem
+    from ott.solvers.linear.sinkhorn import Sinkhorn
+
+    problem = LinearProblem(Geometry(cost_matrix=cost_MxU, epsilon=epsilon), tau_b=tau)
+    solved = Sinkhorn(threshold=tolerance, max_iterations=max_iterations)(problem)
+    return solved.matrix, solved.converged, solved.n_iters, solved.errors
