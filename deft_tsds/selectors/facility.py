@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from deft_tsds.arrays import check_count, normalize_rows
+from deft_tsds.arrays import check_count
 from deft_tsds.cost import PlanCost
 from deft_tsds.runs import track
 from deft_tsds.selection import Pool, Selection
-from deft_tsds.selectors.pairs import pair_cost, pair_means, stand_ins
+from deft_tsds.selectors.pairs import pair_cost, pair_means, stand_ins, unit_float64
 
 # So many gains are brought up to date together: first the fewer, then twice as many each time, up to the more.
 _FEWEST, _MOST = 64, 4096
@@ -66,7 +66,7 @@ class FacilityLocation:
             rows.append(row)
             gains.append(float(gain_N[row]))
             gain_N[row] = -np.inf
-            chosen_D = np.asarray(normalize_rows(pool.embeddings_NxD[row : row + 1])[0], np.float64)
+            chosen_D = unit_float64(pool.embeddings_NxD[row : row + 1])[0]
             best_P = np.maximum(best_P, (1 + stand_PxD @ chosen_D) / 2)
             fresh_N[:] = False
         value = float(best_P.mean())

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_tsds.arrays import check_count, check_real, normalize_rows
+from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.greedy import choose_greedily, greedy_cost, unit_rows
 from deft_tsds.selectors.nearest import queries_of
-from deft_tsds.selectors.pairs import pair_cost, pair_means, stand_ins
+from deft_tsds.selectors.pairs import pair_cost, pair_means, stand_ins, unit_float64
 from deft_tsds.selectors.spread import in_order
 
 Toward = Literal["pool", "queries"]
@@ -62,7 +62,7 @@ class Herding:
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         if self.toward == "queries":
-            followed_PxD, compared = np.asarray(normalize_rows(queries_of(pool)), np.float64), {}
+            followed_PxD, compared = unit_float64(queries_of(pool)[:]), {}
         else:
             followed_PxD, compared = stand_ins(pool.embeddings_NxD, self.sample, key)
 

@@ -1,7 +1,7 @@
 """Sums over all pairs of two sets of unit rows, in blocks: what facility location and herding need of the whole pool.
 
-Products are in float64 and the sums are rounded once to float32, so that equal rows have equal sums whatever the block
-they are in (as with the distances of `neighbors`). Where the pool is large, a uniform sample stands for it, and the
+Everything is in float64 and the sums are rounded once to float32, so that sums that are equal stay equal whatever the
+block they are in (as with the distances of `neighbors`). Where the pool is large, a uniform sample stands for it: the
 mean over a sample of n rows of anything in [0, 1] is off by more than sqrt(log(2 / p) / 2n) with a probability of at
 most p (Hoeffding's inequality).
 """
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import normalize_rows, row_blocks, usable_cpus
+from deft_tsds.arrays import row_blocks, usable_cpus
 from deft_tsds.cost import PlanCost, StageCost
 from deft_tsds.runs import track
 from deft_tsds.sampling import generator_of
@@ -47,7 +47,7 @@ def pair_means(
     mean_A = np.empty(len(left_AxD), np.float32)
 
     def part(rows: slice) -> None:
-        left_BxD = np.asarray(normalize_rows(left_AxD[rows]), np.float64)
+        left_BxD = unit_float64(left_AxD[rows])
         total_B = np.zeros(len(left_BxD))
         for columns in row_blocks(len(right_PxD), 1, _RIGHT):
             total_B += function(left_BxD @ right_PxD[columns].T, columns).sum(axis=1)
@@ -61,6 +61,13 @@ def pair_means(
     return mean_A
 
 
+def unit_float64(rows_NxD: np.ndarray) -> np.ndarray:
+    """float64 rows at unit length; zero rows stay zero. Not rounded to float32, whose rows have lengths beside 1."""
+    rows_NxD = np.asarray(rows_NxD, np.float64)
+    norms_N = np.sqrt(np.einsum("nd,nd->n", rows_NxD, rows_NxD))
+    return rows_NxD / np.where(norms_N > 0, norms_N, 1.0)[:, None]
+
+
 def stand_ins(pool_NxD: np.ndarray, most: int, key: jax.Array) -> tuple[np.ndarray, dict[str, Any]]:
     """All rows of the pool at unit length, or a uniform sample of `most` of them, and what to say about it.
 
@@ -69,11 +76,11 @@ def stand_ins(pool_NxD: np.ndarray, most: int, key: jax.Array) -> tuple[np.ndarr
     """
     n = len(pool_NxD)
     if n <= most:
-        return np.asarray(normalize_rows(pool_NxD), np.float64), {"compared_with": n}
+        return unit_float64(pool_NxD[:]), {"compared_with": n}
     rows = np.sort(generator_of(key).choice(n, most, replace=False))
     bound = math.sqrt(math.log(2 / (1 - _CERTAINTY)) / (2 * most))
     said = {"compared_with": most, "error_of_a_mean_at_most": bound, "with_certainty": _CERTAINTY}
-    return np.asarray(normalize_rows(pool_NxD[rows]), np.float64), said
+    return unit_float64(pool_NxD[rows]), said
 
 
 def pair_cost(n: int, d: int, sample: int) -> PlanCost:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from deft_tsds.arrays import check_count, check_real, normalize_rows
+from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost, StageCost, neighbors_cost
 from deft_tsds.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.dsir import top_k
 from deft_tsds.selectors.nearest import queries_of
+from deft_tsds.selectors.pairs import unit_float64
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class UnbalancedTransport:
                 f"the {k} nearest candidates of each query are {len(shortlist_U)} altogether, fewer than the budget of "
                 f"{budget}: raise neighbors, give more queries, or lower the budget."
             )
-        unit_MxD, unit_UxD = (
-            np.asarray(normalize_rows(rows), np.float64) for rows in (queries_MxD, pool.embeddings_NxD[shortlist_U])
-        )
+        unit_MxD, unit_UxD = unit_float64(queries_MxD[:]), unit_float64(pool.embeddings_NxD[shortlist_U])
         cost_MxU = ((1 - unit_MxD @ unit_UxD.T) / 2).astype(np.float32)
         plan_MxU, found = self._solve(cost_MxU)
         mass_U = plan_MxU.sum(axis=0, dtype=np.float64).astype(np.float32)
