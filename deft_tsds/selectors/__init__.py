@@ -6,6 +6,7 @@ from deft_tsds.selectors.baselines import Full, Random
 from deft_tsds.selectors.deft import DEFT
 from deft_tsds.selectors.dsir import DSIR
 from deft_tsds.selectors.facility import FacilityLocation
+from deft_tsds.selectors.foreign import Foreign
 from deft_tsds.selectors.herding import Herding
 from deft_tsds.selectors.hybrids import ClusteredTSDS, ShortlistDEFT
 from deft_tsds.selectors.nearest import LESS, Nearest, RDSPlus, RoundRobin
@@ -25,6 +26,7 @@ __all__ = [
     "ClusteredTSDS",
     "Diverse",
     "FacilityLocation",
+    "Foreign",
     "Full",
     "Herding",
     "KCenter",

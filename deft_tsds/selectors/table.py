@@ -8,6 +8,7 @@ from deft_tsds.selectors.baselines import Full, Random
 from deft_tsds.selectors.deft import DEFT
 from deft_tsds.selectors.dsir import DSIR
 from deft_tsds.selectors.facility import FacilityLocation
+from deft_tsds.selectors.foreign import Foreign
 from deft_tsds.selectors.herding import Herding
 from deft_tsds.selectors.hybrids import ClusteredTSDS, ShortlistDEFT
 from deft_tsds.selectors.nearest import LESS, Nearest, RDSPlus, RoundRobin
@@ -66,6 +67,7 @@ def table() -> Table:
             Entry(Herding, "may", True, "N P D + N B D", "arXiv 1203.3472"),
             Entry(SemDeDup, "no", False, "T N C D + N² D / C", "arXiv 2303.09540"),
             Entry(Quality, "no", True, "N B D", "Carbonell and Goldstein 1998 (MMR)"),
+            Entry(Foreign, "no", True, "N", "what another tool chose"),
             Entry(Random, "no", False, "N", "every paper's baseline"),
             Entry(Full, "no", True, "N", "every paper's baseline"),
         )
