@@ -1,4 +1,4 @@
-"""Word n-grams of texts: hashed counts, as DSIR sees a text, and the sets of n-grams by which texts are compared."""
+"""Texts as counts of hashed word n-grams, as DSIR sees them; and what a text is with case and the like aside."""
 
 from __future__ import annotations
 
@@ -60,15 +60,14 @@ class NgramCounts(Rows):
         return self.counts_NxF[rows].toarray()
 
 
-def word_ngrams(text: str, n: int) -> Iterator[tuple[str, ...]]:
-    """The n-grams of exactly n words of a text, case and punctuation aside; none where it has fewer words."""
-    words = _WORD.findall(text.casefold())
-    return zip(*(words[start:] for start in range(n)), strict=False)
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, case and punctuation aside."""
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def folded(text: str) -> str:
-    """The words of a text, case, punctuation and white space aside."""
-    return " ".join(_WORD.findall(text.casefold()))
+    """A text, case and white space aside."""
+    return " ".join(text.split()).casefold()
 
 
 def _ngrams(words: list[str], longest: int) -> Iterator[str]:
