@@ -345,3 +345,16 @@ def test_refused_parameters():
     for selector, options, message in cases:
         with pytest.raises(ValueError, match=message):
             selector(**options)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [KCenter(), Diverse(), FacilityLocation(), Herding(), SemDeDup(clusters=3)],
+    ids=lambda s: type(s).__name__,
+)
+def test_only_directions_count(selector):
+    x = rows_of()
+    scale = 2.0 ** np.random.default_rng(5).integers(-3, 4, size=(60, 1))  # powers of two: the unit rows stay the same
+    plain, scaled = chosen(selector, 20, x), chosen(selector, 20, x * scale)
+    np.testing.assert_array_equal(plain.indices, scaled.indices)
+    assert plain.reasons == scaled.reasons
