@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_tsds.arrays import normalize_rows
+from deft_tsds.arrays import BLOCK_BYTES, normalize_rows
 from deft_tsds.cost import PlanCost, StageCost
 from deft_tsds.runs import track
 
@@ -74,14 +74,16 @@ def choose_greedily(
     return Greedy(np.concatenate(rows), np.concatenate(values), np.asarray(state[0]))
 
 
+@jax.jit
 def squared_distances(unit_NxD: jax.Array, point_D: Any) -> jax.Array:
     """|x - point|^2 of every row, float32 [N]."""
     return jnp.sum(jnp.square(unit_NxD - point_D), axis=1)
 
 
 def greedy_cost(n: int, d: int, budget: int) -> PlanCost:
-    """What the loop needs: the rows twice, the statistics, and one pass over the pool for each chosen row."""
-    return PlanCost((StageCost("greedy", 8 * n * d + 32 * n, 3 * n * d * budget),))
+    """What the loop needs: the rows twice, blocks to make them, the statistics; a pass over the pool a chosen row."""
+    size = 8 * n * d + min(24 * n * d, 3 * BLOCK_BYTES) + 32 * n
+    return PlanCost((StageCost("greedy", size, 3 * n * d * budget),))
 
 
 @partial(jax.jit, static_argnames=("fold", "value"))
