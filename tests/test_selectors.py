@@ -14,7 +14,28 @@ import deft_tsds as dt
 from deft_tsds import Selection
 from deft_tsds.config import load
 from deft_tsds.sampling import inclusion_probabilities
-from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
+from deft_tsds.selectors import (
+    DEFT,
+    DSIR,
+    LESS,
+    TSDS,
+    ClusteredTSDS,
+    Diverse,
+    FacilityLocation,
+    Foreign,
+    Full,
+    Herding,
+    KCenter,
+    Nearest,
+    Quality,
+    Random,
+    RDSPlus,
+    RoundRobin,
+    SemDeDup,
+    ShortlistDEFT,
+    Transport,
+    UnbalancedTransport,
+)
 from deft_tsds.selectors.clusters import choose_clusters
 
 KEY = jax.random.key(0)
@@ -32,6 +53,12 @@ class Row:
     needs_groups: bool = False
     any_budget: bool = True
     """Answers budget = 1 and budget = N on any pool."""
+    counts: bool = False
+    """Reads counts, not embeddings."""
+
+    def make(self, candidates: np.ndarray) -> Any:
+        """The selector for a pool: Quality carries a score a candidate."""
+        return Quality(candidates[:, 0], diversity=self.selector) if isinstance(self.selector, float) else self.selector
 
 
 SELECTORS = {
@@ -52,6 +79,25 @@ SELECTORS = {
     "random": Row(Random()),
     "random stratified": Row(Random(stratified=True), needs_groups=True),
     "full": Row(Full(), stochastic=False, whole_pool=True),
+    "nearest": Row(Nearest(), stochastic=False),
+    "nearest euclidean": Row(Nearest("euclidean"), stochastic=False),
+    "round robin": Row(RoundRobin(), stochastic=False),
+    "rds+": Row(RDSPlus(), stochastic=False),
+    "less": Row(LESS(), stochastic=False),
+    "dsir": Row(DSIR(), counts=True),
+    "dsir top": Row(DSIR(draw=False), stochastic=False, counts=True),
+    "unbalanced transport": Row(UnbalancedTransport(), stochastic=False),
+    "diverse": Row(Diverse()),
+    "k-center": Row(KCenter(), stochastic=False),
+    "facility location": Row(FacilityLocation(), stochastic=False),
+    "facility location on a sample": Row(FacilityLocation(sample=8)),
+    "herding": Row(Herding(), stochastic=False),
+    "herding toward the queries": Row(Herding("queries"), stochastic=False),
+    "herding on a sample": Row(Herding(sample=8)),
+    "semdedup": Row(SemDeDup(clusters=3)),
+    "semdedup random": Row(SemDeDup(clusters=3, keep="random")),
+    "quality": Row(0.0, stochastic=False),
+    "quality and diversity": Row(0.5, stochastic=False),
 }
 
 
@@ -72,7 +118,9 @@ def run(row: Row, budget: int, *, key=KEY, pool=None, groups=True) -> Selection:
     candidates, queries, labels = pool_of() if pool is None else pool
     budget = len(candidates) if row.whole_pool else budget
     given = labels if groups or row.needs_groups else None
-    return dt.select(candidates, queries, selector=row.selector, budget=budget, key=key, groups=given)
+    if row.counts:
+        candidates, queries = (np.floor(np.abs(4 * rows)) for rows in (candidates, queries))
+    return dt.select(candidates, queries, selector=row.make(candidates), budget=budget, key=key, groups=given)
 
 
 def check(selection: Selection, budget: int, n: int) -> None:
@@ -154,6 +202,74 @@ def test_input_stays_as_it_is(row):
     for array, copy in zip((candidates, queries, groups), before, strict=True):
         np.testing.assert_array_equal(array, copy)
         assert array.flags.writeable
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["candidates", "queries"])
+def test_bad_rows_are_named(row, where, bad):
+    candidates, queries, groups = pool_of()
+    number = 2 if where == "queries" else 17
+    (queries if where == "queries" else candidates)[number, 1] = bad
+    selector = SELECTORS["tsds"].selector if isinstance(row.selector, float) else row.selector
+    with pytest.raises(ValueError, match=f"{where}, row {number}, has a NaN or infinite value"):
+        dt.select(candidates, queries, selector=selector, budget=30, key=KEY, groups=groups)
+
+
+def test_memory_maps(row, tmp_path):
+    """A pool on disk is read, not changed, and the choice is the same."""
+    candidates, queries, groups = pool_of()
+    np.save(tmp_path / "pool.npy", candidates)
+    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    plain, read = run(row, 30), run(row, 30, pool=(mapped, queries, groups))
+    assert plain.reasons == read.reasons
+    np.testing.assert_array_equal(plain.indices, read.indices)
+
+
+def test_the_cost_is_known_before(row):
+    candidates, queries, groups = pool_of()
+    selector = row.make(candidates)
+    if not hasattr(selector, "cost"):
+        pytest.skip("this selector needs next to nothing")
+    plan = selector.cost(dt.Pool.of(candidates, queries, groups=groups), 30)
+    assert 0 < plan.bytes < 2**30
+    assert plan.operations > 0
+    with pytest.raises(ValueError, match=f"{type(selector).__name__} would need about"):
+        dt.select(candidates, queries, selector=selector, budget=30, key=KEY, groups=groups, memory_budget=1)
+
+
+def test_the_table_says_what_the_suite_sees():
+    entries = {entry.selector: entry for entry in dt.selectors.table()}
+    classes = {value for value in vars(dt.selectors).values() if isinstance(value, type)}
+    assert set(entries) == classes
+    assert len(entries) == len(dt.selectors.table())
+    tested = {Quality if isinstance(row.selector, float) else type(row.selector) for row in SELECTORS.values()}
+    assert tested == classes - {Transport, Foreign}  # these are tested with objectives, and with files
+    for name in (
+        "nearest",
+        "round robin",
+        "rds+",
+        "less",
+        "dsir",
+        "unbalanced transport",
+        "diverse",
+        "k-center",
+        "facility location",
+        "herding",
+        "semdedup",
+        "quality",
+        "tsds",
+        "deft",
+        "random",
+        "full",
+    ):
+        row = SELECTORS[name]
+        entry = entries[Quality if isinstance(row.selector, float) else type(row.selector)]
+        assert entry.deterministic == (not row.stochastic), name
+        if entry.target != "may":
+            assert (entry.target == "yes") == bool(getattr(entry.selector, "needs_queries", False)), name
+    lines = str(dt.selectors.table()).splitlines()
+    assert len(lines) == 2 + len(entries)
+    assert lines[2].startswith("| `TSDS` | yes | no | N M D")
 
 
 def test_missing_queries_name_the_selector():
