@@ -41,6 +41,41 @@ _POSITIVE_FIELDS = (
 _TOKEN_FIELDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _REQUIRED_KEYS = ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 
+# The released sizes: d_model, d_kv, d_ff, num_layers, num_decoder_layers, num_heads.
+_T5 = {
+    "small": (512, 64, 2048, 6, 6, 8),
+    "base": (768, 64, 3072, 12, 12, 12),
+    "large": (1024, 64, 4096, 24, 24, 16),
+    "3b": (1024, 128, 16384, 24, 24, 32),
+    "11b": (1024, 128, 65536, 24, 24, 128),
+}
+_T5_1_1 = {
+    "small": (512, 64, 1024, 8, 8, 6),
+    "base": (768, 64, 2048, 12, 12, 12),
+    "large": (1024, 64, 2816, 24, 24, 16),
+    "xl": (2048, 64, 5120, 24, 24, 32),
+    "xxl": (4096, 64, 10240, 24, 24, 64),
+}
+_BYT5 = {
+    "small": (1472, 64, 3584, 12, 4, 6),
+    "base": (1536, 64, 3968, 18, 6, 12),
+    "large": (1536, 64, 3840, 36, 12, 16),
+    "xl": (2560, 64, 6720, 36, 12, 32),
+    "xxl": (4672, 64, 12352, 36, 12, 64),
+}
+_FAMILIES = {
+    "t5": (_T5, 32128),
+    "t5-v1_1": (_T5_1_1, 32128),
+    "flan-t5": (_T5_1_1, 32128),
+    "mt5": (_T5_1_1, 250112),
+    "byt5": (_BYT5, 384),
+}
+SIZES = {
+    f"{family}-{size}": (vocab_size, *shape)
+    for family, (sizes, vocab_size) in _FAMILIES.items()
+    for size, shape in sizes.items()
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -87,6 +122,15 @@ class T5Config:
                 "T5Config: relative_attention_num_buckets must be a multiple of 4 and relative_attention_max_distance "
                 f"more than half of it, got {buckets} and {distance}."
             )
+
+    @classmethod
+    def of(cls, name: str) -> T5Config:
+        """The shape of a released model: t5-small, t5-v1_1-base, flan-t5-xl, mt5-large, byt5-small and the like."""
+        if name not in SIZES:
+            raise ValueError(f"T5Config: there is no size {name!r}; the sizes are {', '.join(SIZES)}.")
+        first = name.rpartition("-")[0] == "t5"  # T5 1.0; later ones gate the feed-forward and untie the output
+        activation = "relu" if first else "gated-gelu"
+        return cls(*SIZES[name], activation=activation, tie_word_embeddings=first, scale_decoder_outputs=first)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> T5Config:
