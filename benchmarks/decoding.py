@@ -40,8 +40,9 @@ class Settings:
 
 def _folder(size: str) -> Path:
     """A model of this size with random weights, saved once."""
-    from deft_tsds.t5 import T5, T5Config, save_pretrained
     from flax import nnx
+
+    from deft_tsds.t5 import T5, T5Config, save_pretrained
 
     folder = CACHE / size
     if not (folder / "config.json").exists():
@@ -107,12 +108,20 @@ def main(settings: Settings) -> None:
         floor = settings.new_tokens * step_bytes / bytes_per_second
         tokens = settings.batch * settings.new_tokens
         table.append(
-            [f"{beams}", f"{mine.seconds:.2f}", f"{mine.first_seconds - mine.seconds:.1f}"]
-            + [f"{tokens / mine.seconds:,.0f}", f"{peer.seconds:.2f}", f"{tokens / peer.seconds:,.0f}"]
-            + [f"{mine.seconds / peer.seconds:.2f}", f"{floor:.2f}", f"{floor / mine.seconds:.0%}"]
+            [
+                f"{beams}",
+                f"{mine.seconds:.2f}",
+                f"{mine.first_seconds - mine.seconds:.1f}",
+                f"{tokens / mine.seconds:,.0f}",
+                f"{peer.seconds:.2f}",
+                f"{tokens / peer.seconds:,.0f}",
+                f"{mine.seconds / peer.seconds:.2f}",
+                f"{floor:.2f}",
+                f"{floor / mine.seconds:.0%}",
+            ]
         )
     title = (
-        f"{settings.size}, batch {settings.batch}, {settings.source_tokens} source and {settings.new_tokens} new tokens; "
+        f"{settings.size}, batch {settings.batch}, {settings.source_tokens} source, {settings.new_tokens} new tokens; "
         f"a step reads {step_bytes / 1e6:.0f} MB, memory gives {bytes_per_second / 1e9:.1f} GB/s"
     )
     columns = ["beams", "ours s", "compile s", "tokens/s", "transformers s", "tokens/s", "ratio", "floor s", "of floor"]

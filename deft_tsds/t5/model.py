@@ -405,12 +405,14 @@ class Cache(NamedTuple):
 
     past: for each layer the self-attention's keys and values, each [R, H, T, K]: the part that beams reorder.
     source: for each layer the cross-attention's keys and values, each [B, H, S, K], computed once.
+    output_DxV: the output embedding in the compute dtype, turned: a product with few rows reads it as it lies.
     """
 
     past: tuple[KeysValues, ...]
     source: tuple[KeysValues, ...]
     source_bias_Bx1x1xS: jax.Array
     position_bias_HxP: jax.Array
+    output_DxV: jax.Array
 
 
 class T5(nnx.Module):
@@ -473,7 +475,8 @@ class T5(nnx.Module):
             x_BxTxD = self._run(
                 _decode_layer, layer, x_BxTxD, bias_HxTxT, states_BxSxD, source_bias, _fold(key, number)
             )
-        return self._logits(x_BxTxD, _fold(key, len(self.decoder.layers) + 1))
+        x_BxTxD = self._last(x_BxTxD, _fold(key, len(self.decoder.layers) + 1))
+        return jnp.einsum("btd,vd->btv", x_BxTxD, self._output(), preferred_element_type=jnp.float32)
 
     def start(self, states_BxSxD: jax.Array, mask_BxS: ArrayLike, *, max_length: int, beams: int = 1) -> Cache:
         """An empty cache for at most `max_length` steps of `beams` decoder rows for each source row."""
@@ -486,6 +489,7 @@ class T5(nnx.Module):
             source=tuple(layer.cross_attention.keys_values(states_BxSxD) for layer in layers),
             source_bias_Bx1x1xS=_mask_bias(mask_BxS),
             position_bias_HxP=bias_HxP,
+            output_DxV=self._output().T,
         )
 
     def step(self, ids_R: jax.Array, position: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -505,20 +509,21 @@ class T5(nnx.Module):
                 x_Rx1xD, bias_Hx1xT, source, cache.source_bias_Bx1x1xS, past=(position, layer_past)
             )
             past.append(layer_past)
-        return self._logits(x_Rx1xD, None)[:, 0], cache._replace(past=tuple(past))
+        logits_RxV = jnp.matmul(self._last(x_Rx1xD, None)[:, 0], cache.output_DxV, preferred_element_type=jnp.float32)
+        return logits_RxV, cache._replace(past=tuple(past))
 
     def _embed(self, ids: ArrayLike, key: jax.Array | None) -> jax.Array:
         x = self.embedding_VxD[...][jnp.asarray(ids)].astype(self.dtype)
         return _dropout(x, self.config.dropout_rate, _fold(key, 0))
 
-    def _logits(self, x_BxTxD: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _last(self, x_BxTxD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The decoder's states as the output embedding takes them."""
         x_BxTxD = _dropout(self.decoder.norm(x_BxTxD), self.config.dropout_rate, key)
-        if self.config.scale_decoder_outputs:
-            x_BxTxD *= self.config.d_model**-0.5
-        output_VxD = self.embedding_VxD if self.lm_head_VxD is None else self.lm_head_VxD
-        return jnp.einsum(
-            "btd,vd->btv", x_BxTxD, output_VxD[...].astype(x_BxTxD.dtype), preferred_element_type=jnp.float32
-        )
+        return x_BxTxD * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else x_BxTxD
+
+    def _output(self) -> jax.Array:
+        """The output embedding [V, D] in the compute dtype."""
+        return (self.embedding_VxD if self.lm_head_VxD is None else self.lm_head_VxD)[...].astype(self.dtype)
 
     def _run(self, function: Any, *arguments: Any) -> jax.Array:
         return jax.checkpoint(function)(*arguments) if self.remat else function(*arguments)
