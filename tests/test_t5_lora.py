@@ -155,5 +155,5 @@ def test_errors(model, change, message):
 
 def test_a_second_adaptation_is_refused(model):
     adapted = add_lora(model, rank=2, key=jax.random.key(0), targets=("k",))
-    with pytest.raises(ValueError, match="has low-rank factors already. Call merge_lora first"):
+    with pytest.raises(ValueError, match="has low-rank factors already"):
         add_lora(adapted, rank=2, key=jax.random.key(0))

@@ -163,13 +163,10 @@ def save_pretrained(model: T5, folder: str | Path, *, max_shard_bytes: int = 5 *
             {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename},
         )
     written = {*plan.filename_to_tensors, *(["model.safetensors.index.json"] if plan.is_sharded else [])}
-    for old in (
-        *folder.glob("model.safetensors"),
-        *folder.glob("model*.safetensors.index.json"),
-        *folder.glob("model-*-of-*.safetensors"),
-    ):
-        if old.name not in written:
-            old.unlink()
+    for pattern in ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"):
+        for old in folder.glob(pattern):
+            if old.name not in written:
+                old.unlink()
     config = model.config
     token_ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     write_json(folder / "generation_config.json", {name: getattr(config, name) for name in token_ids})
