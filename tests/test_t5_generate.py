@@ -15,7 +15,8 @@ from flax import nnx
 from t5_oracle import batch, save_torch_t5, trimmed
 
 from deft_tsds.t5 import generate, generate_texts, load_pretrained, train_tokenizer
-from deft_tsds.t5.generate import _bucket, _draw
+from deft_tsds.t5.decode import draw
+from deft_tsds.t5.generate import _bucket
 from deft_tsds.t5.model import T5, T5Config
 
 
@@ -183,7 +184,7 @@ def test_draws_have_the_filtered_probabilities(temperature, top_k, top_p):
     draws = 40_000
     logits = np.random.default_rng(0).normal(0, 1.5, 13).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), draws)
-    drawn = _draw(np.tile(logits, (draws, 1)), keys, temperature, top_k, top_p)
+    drawn = draw(np.tile(logits, (draws, 1)), keys, temperature, top_k, top_p)
     expected = _probabilities(logits, temperature, top_k, top_p)
     found = np.bincount(drawn, minlength=13) / draws
     assert 2 <= np.count_nonzero(expected) <= (top_k or 13)
@@ -204,16 +205,16 @@ def test_what_a_row_draws_depends_on_its_key_alone(flan):
     ids, mask = batch(8, 14, seed=3)
     keys = jax.random.split(jax.random.key(5), 8)
 
-    def draw(rows, keys, **options):
+    def answers(rows, keys, **options):
         return generate(flan, ids[rows], mask[rows], max_new_tokens=12, key=keys, **options)
 
     every = slice(None)
-    together = draw(every, keys)
-    np.testing.assert_array_equal(draw(every, keys), together)
+    together = answers(every, keys)
+    np.testing.assert_array_equal(answers(every, keys), together)
     order = np.random.default_rng(0).permutation(8)
-    assert trimmed(draw(order, keys[order])) == [trimmed(together)[row] for row in order]
-    assert trimmed(draw(every, keys[::-1])) != trimmed(together)
-    three = draw(every, keys, num_return=3)
+    assert trimmed(answers(order, keys[order])) == [trimmed(together)[row] for row in order]
+    assert trimmed(answers(every, keys[::-1])) != trimmed(together)
+    three = answers(every, keys, num_return=3)
     assert three.shape[:2] == (8, 3)
     assert trimmed(three[:, 0]) == trimmed(together)
     assert trimmed(three[:, 1]) != trimmed(three[:, 2])
