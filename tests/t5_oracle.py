@@ -12,6 +12,11 @@ SHAPES = {
     "t5": {"feed_forward_proj": "relu", "num_layers": 2, "num_decoder_layers": 2},
     "flan": {"feed_forward_proj": "gated-gelu", "num_layers": 3, "num_decoder_layers": 2, "tie_word_embeddings": False},
 }
+# The other half of {relu, gated gelu} x {tied, untied}, one layer deep.
+CROSSED = {
+    "t5-untied": {"feed_forward_proj": "relu", "num_layers": 1, "num_decoder_layers": 1, "tie_word_embeddings": False},
+    "flan-tied": {"feed_forward_proj": "gated-gelu", "num_layers": 1, "num_decoder_layers": 1},
+}
 
 
 def torch_t5(kind: str, *, seed: int = 0):
@@ -21,7 +26,8 @@ def torch_t5(kind: str, *, seed: int = 0):
 
     torch.manual_seed(seed)
     sizes = {"vocab_size": 97, "d_model": 36, "d_kv": 8, "d_ff": 44, "num_heads": 5}
-    config = T5Config.from_dict({**sizes, **SHAPES[kind], "decoder_start_token_id": 0})
+    shape = {**SHAPES, **CROSSED}[kind]
+    config = T5Config.from_dict({**sizes, **shape, "decoder_start_token_id": 0})
     model = T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -29,7 +35,9 @@ def torch_t5(kind: str, *, seed: int = 0):
                 weight.normal_(0, 1.5)
             elif "layer_norm" in name:
                 weight.uniform_(0.5, 1.5)
-        if kind == "flan":  # T5Config of transformers 5 ties whatever it is told; a second matrix unties
+        if (
+            "tie_word_embeddings" in shape
+        ):  # T5Config of transformers 5 ties whatever it is told; a second matrix unties
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) / 2)
             model.lm_head.weight[config.eos_token_id] *= 2.5
         else:  # small embeddings, or a tied model repeats its last token for ever

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from t5_oracle import SHAPES, batch, save_torch_t5
 
+from deft_tsds.t5.card import write_model_card
 from deft_tsds.t5.load import TENSORS, load_pretrained, load_tokenizer, save_pretrained, train_tokenizer
 from deft_tsds.t5.model import T5, T5Config
 
@@ -87,6 +88,9 @@ def test_round_trip_keeps_every_byte_and_loads_in_transformers(folder, tmp_path)
     with torch.no_grad():
         tokens = torch.tensor(ids).long()
         expected = theirs(input_ids=tokens, attention_mask=torch.tensor(mask), decoder_input_ids=tokens).logits
+        before = T5ForConditionalGeneration.from_pretrained(folder).eval()
+        original = before(input_ids=tokens, attention_mask=torch.tensor(mask), decoder_input_ids=tokens).logits
+    np.testing.assert_allclose(expected, original, atol=1e-6, rtol=0)
     np.testing.assert_allclose(_logits(again), expected.numpy(), atol=1e-4)
 
 
@@ -122,6 +126,54 @@ def test_shards_load_like_one_file(folder, tmp_path):
     lost.unlink()
     with pytest.raises(ValueError, match=f"names the shard '{lost.name}', which is not in"):
         load_pretrained(tmp_path)
+
+
+def test_a_large_model_is_saved_in_shards_that_transformers_loads(folder, tmp_path):
+    from transformers import T5ForConditionalGeneration
+
+    model = load_pretrained(folder)
+    save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path, max_shard_bytes=20_000)
+    names = {path.name for path in tmp_path.iterdir()}
+    shards = {name for name in names if name.startswith("model-")}
+    assert len(shards) > 2
+    assert names == shards | {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    for shard in shards:
+        tensors = load_file(tmp_path / shard)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 20_000
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        np.testing.assert_array_equal(theirs[name], tensor, err_msg=name)
+    again = load_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
+    save_pretrained(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_model_card_names_the_selection(tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = tmp_path / "splitter"
+    folder.mkdir()
+    selection = {"budget": 1200, "plan": {"alpha": 0.5, "note": "near | far"}, "fingerprint": "ab12"}
+    arguments = {"base": "google/flan-t5-small", "selector": "TSDS", "count": 1200, "selection": selection}
+    write_model_card(folder, **arguments, training={"steps": 300})
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("google/flan-t5-small", "transformers")
+    for line in (
+        "# splitter",
+        "google/flan-t5-small, fine-tuned on 1,200 training examples chosen by TSDS",
+        "| budget | 1200 |",
+        "| plan.alpha | 0.5 |",
+        "| plan.note | near \\| far |",
+        "| fingerprint | ab12 |",
+        "| steps | 300 |",
+    ):
+        assert line in card.text
+    write_model_card(folder, **{**arguments, "base": "A T5 with random weights"})
+    assert ModelCard.load(folder / "README.md").data.base_model is None
+    with pytest.raises(ValueError, match=r"plan\.gap is nan, which is no plain JSON"):
+        write_model_card(folder, **{**arguments, "selection": {"plan": {"gap": float("nan")}}})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

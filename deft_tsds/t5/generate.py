@@ -1,15 +1,11 @@
-"""Greedy and beam decoding with a key-value cache, compiled once for a shape and an architecture.
-
-The parameters are an argument of the compiled program, so that the next model of the same architecture runs it as it
-is. Beam search follows transformers (`GenerationMixin._beam_search`) to the token: 2 n candidates a step, finished
-hypotheses ranked by log p / length ** length_penalty, and its rules for when a row can no longer improve.
-"""
+"""Greedy, beam and sampled generation: what `decode.py` is asked for, checked and padded to a few lengths; texts."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +13,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from deft_tsds.runs import track
-from deft_tsds.t5.model import T5, Cache
+from deft_tsds.runs import progress_bar
+from deft_tsds.t5.decode import Drawing, EarlyStopping, beam_search, decode
+from deft_tsds.t5.model import T5
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EarlyStopping = bool | Literal["never"]
-
-_LOST = -1e9  # the score of what must not win; a number that transformers uses too, since ties are ranked by it
 _SMALLEST_BUCKET = 16
 
 
@@ -35,54 +29,108 @@ def generate(
     mask_BxS: ArrayLike,
     *,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
+    prefix_BxP: ArrayLike | None = None,
+    num_return: int | None = None,
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
+    key: jax.Array | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> np.ndarray:
-    """The most likely continuation of each row: greedy, or by beam search.
+    """Continuations of each row: the most likely one token by token, the best of a beam search, or drawn with a key.
 
     Args:
         model: any `T5`; models of one architecture and dtype share a compiled program.
         ids_BxS, mask_BxS: source tokens and 1 where they count; padding changes nothing.
         max_new_tokens: at most this many tokens a row, the end token among them.
+        min_new_tokens: the end token cannot come before so many other tokens.
+        prefix_BxP: tokens that every answer begins with; they are not returned and count for no length.
+        num_return: give so many answers a row: the best beams in order, or independent draws. Needs beams or a key.
         num_beams: 1 is greedy.
         length_penalty: hypotheses are ranked by log p / length ** length_penalty.
         early_stopping: True ends a row at `num_beams` finished hypotheses; False when the best open one, ended now,
             could not beat the worst finished one; "never" when no length could.
+        key: draw each token instead, from softmax(logits / temperature). One key, or an array of B keys, one a row;
+            what a row draws depends on its key alone (of one key, on the row's number too).
+        temperature: above 0; towards 0 the draw becomes greedy.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the fewest tokens, likeliest first, whose probabilities reach it (of those in `top_k`);
+            Holtzman et al. 2020 (arXiv 1904.09751), section 3.1.
 
     Returns:
-        int32 [B, T], T <= max_new_tokens, without the start token: each row ends with the end token, then padding,
-        unless max_new_tokens cut it.
+        int32 [B, T], or [B, num_return, T]; T <= max_new_tokens, without the start token and the prefix. Each row ends
+        with the end token, then padding, unless max_new_tokens cut it.
 
     Raises:
-        ValueError: the arrays are no equal non-empty matrices, or a number is below 1.
+        ValueError: the arrays are no equal non-empty matrices, or a number is outside its range.
     """
     ids_BxS, mask_BxS = np.asarray(ids_BxS), np.asarray(mask_BxS)
     if ids_BxS.ndim != 2 or 0 in ids_BxS.shape or ids_BxS.shape != mask_BxS.shape:
         raise ValueError(
             f"generate: ids and mask must be non-empty and of one shape [B, S], got {ids_BxS.shape}, {mask_BxS.shape}."
         )
-    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+    rows, answers = len(ids_BxS), 1 if num_return is None else num_return
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams), ("num_return", answers)):
         if value < 1:
             raise ValueError(f"generate: {name} must be at least 1, got {value}.")
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise ValueError(f"generate: min_new_tokens must be in [0, {max_new_tokens}], got {min_new_tokens}.")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"generate: early_stopping must be True, False or 'never', got {early_stopping!r}.")
-    graph, state = nnx.split(model)
-    ids_BxS, mask_BxS = ids_BxS.astype(np.int32), mask_BxS.astype(bool)
-    if num_beams == 1:
-        tokens_BxT, length = _greedy(graph, state, ids_BxS, mask_BxS, max_new_tokens=max_new_tokens)
+    if key is None:
+        if (temperature, top_k, top_p) != (1.0, None, None):
+            raise ValueError("generate: temperature, top_k and top_p are for drawing: give a key.")
+        if answers > num_beams:
+            raise ValueError(f"generate: num_return {answers} needs as many beams, or a key; num_beams is {num_beams}.")
     else:
-        tokens_BxT, length = _beam(
-            graph,
-            state,
-            ids_BxS,
-            mask_BxS,
+        if num_beams > 1:
+            raise ValueError("generate: give num_beams or a key, not both.")
+        if not temperature > 0 or (top_k is not None and top_k < 1) or not (top_p is None or 0 < top_p <= 1):
+            raise ValueError(
+                "generate: temperature must be above 0, top_k at least 1 and top_p in (0, 1], "
+                f"got {temperature}, {top_k} and {top_p}."
+            )
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (rows,)):
+            raise ValueError(
+                f"generate: key must be jax.random.key(seed) or {rows} of them, got {key.dtype}{key.shape}."
+            )
+    start_Bx1 = np.full((rows, 1), model.config.decoder_start_token_id)
+    prefix_BxP = start_Bx1[:, :0] if prefix_BxP is None else np.asarray(prefix_BxP)
+    if prefix_BxP.ndim != 2 or len(prefix_BxP) != rows:
+        raise ValueError(
+            f"generate: prefix must be a matrix with a row for each of the {rows}, got {prefix_BxP.shape}."
+        )
+
+    padding = ((0, 0), (0, _bucket(ids_BxS.shape[1]) - ids_BxS.shape[1]))
+    ids_BxS = np.pad(ids_BxS.astype(np.int32), padding, constant_values=model.config.pad_token_id)
+    mask_BxS = np.pad(mask_BxS.astype(bool), padding)
+    prompt_BxP = np.concatenate([start_Bx1, prefix_BxP], axis=1).astype(np.int32)
+    arguments = (*nnx.split(model), ids_BxS, mask_BxS, prompt_BxP, np.int32(max_new_tokens), np.int32(min_new_tokens))
+    length = _bucket(max_new_tokens)
+    if num_beams > 1:
+        tokens_BxNxT, used = beam_search(
+            *arguments,
             np.float32(length_penalty),
-            max_new_tokens=max_new_tokens,
+            length=length,
+            answers=answers,
             num_beams=num_beams,
             early_stopping=early_stopping,
         )
-    return np.asarray(tokens_BxT)[:, : int(length)]
+    else:
+        drawing = None
+        if key is not None:
+            drawing = Drawing(
+                keys_R=_row_keys(key, rows, answers),
+                temperature=np.float32(temperature),
+                top_p=None if top_p is None else np.float32(top_p),
+            )
+        tokens_RxT, used = decode(*arguments, drawing, length=length, answers=answers, top_k=top_k)
+        tokens_BxNxT = tokens_RxT.reshape(rows, answers, length)
+    tokens_BxNxT = np.asarray(tokens_BxNxT)[:, :, : int(used)]
+    return tokens_BxNxT[:, 0] if num_return is None else tokens_BxNxT
 
 
 def generate_texts(
@@ -93,12 +141,17 @@ def generate_texts(
     max_input_tokens: int,
     max_new_tokens: int,
     batch_size: int,
-    num_beams: int = 1,
+    key: jax.Array | None = None,
+    **options: Any,
 ) -> list[str]:
     """What the model answers to each prompt, in the order of the prompts.
 
     Prompts are sorted by length and padded to a few lengths, so that few programs are compiled and little is computed
-    on padding. Prompts longer than `max_input_tokens` are cut there.
+    on padding. Prompts longer than `max_input_tokens` are cut there. The progress bar shows tokens a second.
+
+    Args:
+        key: draw the answers; what a prompt draws depends on its place in `prompts`, not on the batch size.
+        options: what else `generate` takes for one answer a row, such as `num_beams` or `top_p`.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model has embeddings, or a number is below 1.
@@ -106,6 +159,8 @@ def generate_texts(
     for name, value in (("max_input_tokens", max_input_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"generate_texts: {name} must be at least 1, got {value}.")
+    for name in {"num_return", "prefix_BxP"} & set(options):
+        raise ValueError(f"generate_texts: {name} is for `generate`; here every prompt gets one text.")
     config = model.config
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
@@ -117,18 +172,24 @@ def generate_texts(
     rows = tokenizer(list(prompts), truncation=True, max_length=max_input_tokens)["input_ids"]
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # longest first: out of memory shows at once
     texts = [""] * len(rows)
-    for first in track(range(0, len(rows), batch_size), "generate"):
-        batch = order[first : first + batch_size]
-        full = batch + batch[:1] * (batch_size - len(batch))  # the last batch is filled up: no shape of its own
-        ids_BxS = np.full((batch_size, _bucket(len(rows[batch[0]]))), config.pad_token_id, np.int32)
-        mask_BxS = np.zeros(ids_BxS.shape, bool)
-        for line, row in enumerate(full):
-            ids_BxS[line, : len(rows[row])] = rows[row]
-            mask_BxS[line, : len(rows[row])] = True
-        tokens = generate(model, ids_BxS, mask_BxS, max_new_tokens=max_new_tokens, num_beams=num_beams)
-        answers = tokenizer.batch_decode(tokens[: len(batch)], skip_special_tokens=True)
-        for row, answer in zip(batch, answers, strict=True):
-            texts[row] = answer
+    written, began = 0, time.perf_counter()
+    with progress_bar() as bar:
+        task = bar.add_task("generate", total=len(rows), note="")
+        for first in range(0, len(rows), batch_size):
+            batch = order[first : first + batch_size]
+            full = batch + batch[:1] * (batch_size - len(batch))  # the last batch is filled up: no shape of its own
+            ids_BxS = np.full((batch_size, len(rows[batch[0]])), config.pad_token_id, np.int32)
+            mask_BxS = np.zeros(ids_BxS.shape, bool)
+            for line, row in enumerate(full):
+                ids_BxS[line, : len(rows[row])] = rows[row]
+                mask_BxS[line, : len(rows[row])] = True
+            keys = None if key is None else jax.vmap(functools.partial(jax.random.fold_in, key))(np.array(full))
+            tokens = generate(model, ids_BxS, mask_BxS, max_new_tokens=max_new_tokens, key=keys, **options)
+            answers = tokenizer.batch_decode(tokens[: len(batch)], skip_special_tokens=True)
+            for row, answer in zip(batch, answers, strict=True):
+                texts[row] = answer
+            written += np.count_nonzero(tokens[: len(batch)] != config.pad_token_id)
+            bar.update(task, advance=len(batch), note=f"{written / (time.perf_counter() - began):,.0f} tokens/s")
     return texts
 
 
@@ -138,127 +199,7 @@ def _bucket(length: int) -> int:
     return max(-(-length // step), 1) * step
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
-def _greedy(
-    graph: nnx.GraphDef, state: nnx.State, ids_BxS: jax.Array, mask_BxS: jax.Array, *, max_new_tokens: int
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens [B, T] and how many of the T columns were decoded."""
-    model: T5 = nnx.merge(graph, state)
-    config, rows = model.config, ids_BxS.shape[0]
-    cache = model.start(model.encode(ids_BxS, mask_BxS), mask_BxS, max_length=max_new_tokens)
-
-    def unfinished(carry):
-        position, _, done_B, _, _ = carry
-        return (position < max_new_tokens) & ~jnp.all(done_B)
-
-    def advance(carry):
-        position, last_B, done_B, tokens_BxT, cache = carry
-        logits_BxV, cache = model.step(last_B, position, cache)
-        next_B = jnp.where(done_B, config.pad_token_id, jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32))
-        tokens_BxT = jax.lax.dynamic_update_slice_in_dim(tokens_BxT, next_B[:, None], position, axis=1)
-        return position + 1, next_B, done_B | (next_B == config.eos_token_id), tokens_BxT, cache
-
-    tokens_BxT = jnp.full((rows, max_new_tokens), config.pad_token_id, jnp.int32)
-    start_B = jnp.full(rows, config.decoder_start_token_id, jnp.int32)
-    length, _, _, tokens_BxT, _ = jax.lax.while_loop(
-        unfinished, advance, (jnp.int32(0), start_B, jnp.zeros(rows, bool), tokens_BxT, cache)
-    )
-    return tokens_BxT, length
-
-
-class _Beams(NamedTuple):
-    """The state of the search. n = num_beams; T = max_new_tokens; scores of open beams are log p, unpenalised."""
-
-    position: jax.Array
-    open_tokens_BxnxT: jax.Array
-    open_scores_Bxn: jax.Array
-    ended_tokens_BxnxT: jax.Array
-    ended_scores_Bxn: jax.Array
-    ended_Bxn: jax.Array
-    can_improve_B: jax.Array
-    cache: Cache
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "num_beams", "early_stopping"))
-def _beam(
-    graph: nnx.GraphDef,
-    state: nnx.State,
-    ids_BxS: jax.Array,
-    mask_BxS: jax.Array,
-    length_penalty: jax.Array,
-    *,
-    max_new_tokens: int,
-    num_beams: int,
-    early_stopping: EarlyStopping,
-) -> tuple[jax.Array, jax.Array]:
-    """The best hypothesis of each row, tokens [B, T], and the longest length among them."""
-    model: T5 = nnx.merge(graph, state)
-    config, rows, n = model.config, ids_BxS.shape[0], num_beams
-    first_row_B = jnp.arange(rows)[:, None] * n
-
-    def unfinished(beams: _Beams):
-        all_ended = jnp.all(beams.ended_Bxn) if early_stopping is True else False
-        return (beams.position < max_new_tokens) & jnp.any(beams.can_improve_B) & ~jnp.asarray(all_ended)
-
-    def advance(beams: _Beams) -> _Beams:
-        position, length = beams.position, (beams.position + 1).astype(jnp.float32)
-        before = jax.lax.dynamic_index_in_dim(beams.open_tokens_BxnxT, jnp.maximum(position - 1, 0), 2, keepdims=False)
-        last_Bxn = jnp.where(position == 0, config.decoder_start_token_id, before)
-        logits_RxV, cache = model.step(last_Bxn.reshape(-1), position, beams.cache)
-        scores_BxnxV = jax.nn.log_softmax(logits_RxV).reshape(rows, n, -1) + beams.open_scores_Bxn[:, :, None]
-        # 2 n candidates: even if every beam ends in one of them, n open ones are left.
-        scores_Bx2n, choice_Bx2n = jax.lax.top_k(scores_BxnxV.reshape(rows, -1), 2 * n)
-        parent_Bx2n, token_Bx2n = jnp.divmod(choice_Bx2n, config.vocab_size)
-        tokens_Bx2nxT = jnp.take_along_axis(beams.open_tokens_BxnxT, parent_Bx2n[:, :, None], axis=1)
-        tokens_Bx2nxT = jax.lax.dynamic_update_slice_in_dim(tokens_Bx2nxT, token_Bx2n[:, :, None], position, axis=2)
-        ends_Bx2n = (token_Bx2n == config.eos_token_id) | (position + 1 == max_new_tokens)
-
-        open_scores_Bxn, kept_Bxn = jax.lax.top_k(scores_Bx2n + ends_Bx2n * _LOST, n)
-        rows_R = (first_row_B + jnp.take_along_axis(parent_Bx2n, kept_Bxn, axis=1)).reshape(-1)
-
-        # Only the best n candidates may end; a full row takes no more under early_stopping, nor one past improving.
-        ending_Bx2n = ends_Bx2n & (jnp.arange(2 * n) < n)
-        closed_Bx1 = ~beams.can_improve_B[:, None]
-        if early_stopping is True:
-            closed_Bx1 |= jnp.all(beams.ended_Bxn, axis=1, keepdims=True)
-        final_Bx2n = scores_Bx2n / length**length_penalty + closed_Bx1 * _LOST + ~ending_Bx2n * _LOST
-        merged_Bx3n = jnp.concatenate([beams.ended_scores_Bxn, final_Bx2n], axis=1)
-        ended_scores_Bxn, best_Bxn = jax.lax.top_k(merged_Bx3n, n)
-        ended_Bxn = jnp.take_along_axis(jnp.concatenate([beams.ended_Bxn, ending_Bx2n], axis=1), best_Bxn, axis=1)
-        merged_Bx3nxT = jnp.concatenate([beams.ended_tokens_BxnxT, tokens_Bx2nxT], axis=1)
-
-        hoped_length = jnp.where(length_penalty > 0, max_new_tokens, length) if early_stopping == "never" else length
-        hope_B = open_scores_Bxn[:, 0] / hoped_length**length_penalty
-        worst_Bxn = jnp.where(ended_Bxn, jnp.min(ended_scores_Bxn, axis=1, keepdims=True), _LOST)
-        return _Beams(
-            position=position + 1,
-            open_tokens_BxnxT=jnp.take_along_axis(tokens_Bx2nxT, kept_Bxn[:, :, None], axis=1),
-            open_scores_Bxn=open_scores_Bxn,
-            ended_tokens_BxnxT=jnp.take_along_axis(merged_Bx3nxT, best_Bxn[:, :, None], axis=1),
-            ended_scores_Bxn=ended_scores_Bxn,
-            ended_Bxn=ended_Bxn,
-            can_improve_B=beams.can_improve_B & jnp.any(hope_B[:, None] > worst_Bxn, axis=1),
-            cache=cache._replace(past=jax.tree.map(lambda x_RxHxTxK: x_RxHxTxK[rows_R], cache.past)),
-        )
-
-    states_BxSxD = model.encode(ids_BxS, mask_BxS)
-    no_tokens_BxnxT = jnp.full((rows, n, max_new_tokens), config.pad_token_id, jnp.int32)
-    lost_Bxn = jnp.full((rows, n), _LOST, jnp.float32)
-    beams = jax.lax.while_loop(
-        unfinished,
-        advance,
-        _Beams(
-            position=jnp.int32(0),
-            open_tokens_BxnxT=no_tokens_BxnxT,
-            open_scores_Bxn=lost_Bxn.at[:, 0].set(0.0),  # equal beams at first: only one may branch
-            ended_tokens_BxnxT=no_tokens_BxnxT,
-            ended_scores_Bxn=lost_Bxn,
-            ended_Bxn=jnp.zeros((rows, n), bool),
-            can_improve_B=jnp.ones(rows, bool),
-            cache=model.start(states_BxSxD, mask_BxS, max_length=max_new_tokens, beams=n),
-        ),
-    )
-    best_BxT = beams.ended_tokens_BxnxT[:, 0]
-    is_end_BxT = best_BxT == config.eos_token_id
-    length_B = jnp.where(jnp.any(is_end_BxT, axis=1), jnp.argmax(is_end_BxT, axis=1) + 1, beams.position)
-    return best_BxT, jnp.max(length_B)
+def _row_keys(key: jax.Array, rows: int, answers: int) -> jax.Array:
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys_B = key if key.ndim else fold(key, jnp.arange(rows))
+    return jax.vmap(fold, in_axes=(0, None))(keys_B, jnp.arange(answers)).reshape(-1)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deft_tsds.runs import atomic_write, read_json, write_json
+from deft_tsds.t5.lora import merge_lora
 from deft_tsds.t5.model import T5, T5Config
 
 if TYPE_CHECKING:
@@ -124,20 +125,48 @@ def load_pretrained(folder_or_hub_name: str | Path, *, dtype: DTypeLike = jnp.fl
     return nnx.merge(graph, nnx.from_flat_state(parameters))
 
 
-def save_pretrained(model: T5, folder: str | Path) -> None:
+def save_pretrained(model: T5, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` that transformers and we load alike.
 
-    `transformers.T5ForConditionalGeneration.from_pretrained(folder)` gives the same logits. Tensors are float32.
-    Save the tokenizer beside it with `tokenizer.save_pretrained(folder)`.
+    `transformers.T5ForConditionalGeneration.from_pretrained(folder)` gives the same logits. Tensors are float32;
+    low-rank factors are merged into their matrices. Save the tokenizer beside it with
+    `tokenizer.save_pretrained(folder)`, and say what trained the model with `write_model_card`.
+
+    Args:
+        model: any `T5`.
+        folder: made if need be; weights that an earlier save left there are replaced.
+        max_shard_bytes: a larger model becomes several files and `model.safetensors.index.json`; never more than one
+            of them is in memory.
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     folder = Path(folder)
-    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    tensors = {}
-    for name, (path, transposed) in _names(parameters).items():
-        tensor = np.asarray(jax.device_get(parameters[path][...]), np.float32)
-        tensors[name] = np.ascontiguousarray(tensor.T if transposed else tensor)
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    parameters = dict(nnx.to_flat_state(nnx.state(merge_lora(model), nnx.Param)))
+    names = _names(parameters)
+    plan = split_state_dict_into_shards_factory(
+        {name: parameters[path] for name, (path, _) in names.items()},
+        get_storage_size=lambda parameter: 4 * parameter.size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, shard in plan.filename_to_tensors.items():
+        tensors = {}
+        for name in shard:
+            path, transposed = names[name]
+            tensor = np.asarray(jax.device_get(parameters[path][...]), np.float32)
+            tensors[name] = np.ascontiguousarray(tensor.T if transposed else tensor)
+        with atomic_write(folder / file) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    if plan.is_sharded:
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename},
+        )
+    written = {*plan.filename_to_tensors, *(["model.safetensors.index.json"] if plan.is_sharded else [])}
+    for pattern in ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"):
+        for old in folder.glob(pattern):
+            if old.name not in written:
+                old.unlink()
     config = model.config
     token_ids = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     write_json(folder / "generation_config.json", {name: getattr(config, name) for name in token_ids})

@@ -41,6 +41,41 @@ _POSITIVE_FIELDS = (
 _TOKEN_FIELDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _REQUIRED_KEYS = ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 
+# The released sizes: d_model, d_kv, d_ff, num_layers, num_decoder_layers, num_heads.
+_T5 = {
+    "small": (512, 64, 2048, 6, 6, 8),
+    "base": (768, 64, 3072, 12, 12, 12),
+    "large": (1024, 64, 4096, 24, 24, 16),
+    "3b": (1024, 128, 16384, 24, 24, 32),
+    "11b": (1024, 128, 65536, 24, 24, 128),
+}
+_T5_1_1 = {
+    "small": (512, 64, 1024, 8, 8, 6),
+    "base": (768, 64, 2048, 12, 12, 12),
+    "large": (1024, 64, 2816, 24, 24, 16),
+    "xl": (2048, 64, 5120, 24, 24, 32),
+    "xxl": (4096, 64, 10240, 24, 24, 64),
+}
+_BYT5 = {
+    "small": (1472, 64, 3584, 12, 4, 6),
+    "base": (1536, 64, 3968, 18, 6, 12),
+    "large": (1536, 64, 3840, 36, 12, 16),
+    "xl": (2560, 64, 6720, 36, 12, 32),
+    "xxl": (4672, 64, 12352, 36, 12, 64),
+}
+_FAMILIES = {
+    "t5": (_T5, 32128),
+    "t5-v1_1": (_T5_1_1, 32128),
+    "flan-t5": (_T5_1_1, 32128),
+    "mt5": (_T5_1_1, 250112),
+    "byt5": (_BYT5, 384),
+}
+SIZES = {
+    f"{family}-{size}": (vocab_size, *shape)
+    for family, (sizes, vocab_size) in _FAMILIES.items()
+    for size, shape in sizes.items()
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -87,6 +122,15 @@ class T5Config:
                 "T5Config: relative_attention_num_buckets must be a multiple of 4 and relative_attention_max_distance "
                 f"more than half of it, got {buckets} and {distance}."
             )
+
+    @classmethod
+    def of(cls, name: str) -> T5Config:
+        """The shape of a released model: t5-small, t5-v1_1-base, flan-t5-xl, mt5-large, byt5-small and the like."""
+        if name not in SIZES:
+            raise ValueError(f"T5Config: there is no size {name!r}; the sizes are {', '.join(SIZES)}.")
+        first = name.rpartition("-")[0] == "t5"  # T5 1.0; later ones gate the feed-forward and untie the output
+        activation = "relu" if first else "gated-gelu"
+        return cls(*SIZES[name], activation=activation, tie_word_embeddings=first, scale_decoder_outputs=first)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> T5Config:
@@ -195,12 +239,16 @@ def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+Projection = nnx.Param | Callable[[jax.Array], jax.Array]
+"""A matrix [in, out], or a module that was put in its place (`lora.py`)."""
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
-def _project(x: jax.Array, weight: nnx.Param) -> jax.Array:
-    return x @ weight[...].astype(x.dtype)
+def _project(x: jax.Array, weight: Projection) -> jax.Array:
+    return x @ weight[...].astype(x.dtype) if isinstance(weight, nnx.Variable) else weight(x)
 
 
 class RMSNorm(nnx.Module):
@@ -227,7 +275,7 @@ class Attention(nnx.Module):
         self.v = _normal(rngs, (width, heads * head_width), width**-0.5)
         self.o = _normal(rngs, (heads * head_width, width), (heads * head_width) ** -0.5)
 
-    def _heads(self, x_BxSxD: jax.Array, weight: nnx.Param) -> jax.Array:
+    def _heads(self, x_BxSxD: jax.Array, weight: Projection) -> jax.Array:
         x_BxSxHK = _project(x_BxSxD, weight)
         return x_BxSxHK.reshape(*x_BxSxHK.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
@@ -357,12 +405,14 @@ class Cache(NamedTuple):
 
     past: for each layer the self-attention's keys and values, each [R, H, T, K]: the part that beams reorder.
     source: for each layer the cross-attention's keys and values, each [B, H, S, K], computed once.
+    output_DxV: the output embedding in the compute dtype, turned: a product with few rows reads it as it lies.
     """
 
     past: tuple[KeysValues, ...]
     source: tuple[KeysValues, ...]
     source_bias_Bx1x1xS: jax.Array
     position_bias_HxP: jax.Array
+    output_DxV: jax.Array
 
 
 class T5(nnx.Module):
@@ -425,7 +475,8 @@ class T5(nnx.Module):
             x_BxTxD = self._run(
                 _decode_layer, layer, x_BxTxD, bias_HxTxT, states_BxSxD, source_bias, _fold(key, number)
             )
-        return self._logits(x_BxTxD, _fold(key, len(self.decoder.layers) + 1))
+        x_BxTxD = self._last(x_BxTxD, _fold(key, len(self.decoder.layers) + 1))
+        return jnp.einsum("btd,vd->btv", x_BxTxD, self._output(), preferred_element_type=jnp.float32)
 
     def start(self, states_BxSxD: jax.Array, mask_BxS: ArrayLike, *, max_length: int, beams: int = 1) -> Cache:
         """An empty cache for at most `max_length` steps of `beams` decoder rows for each source row."""
@@ -438,6 +489,7 @@ class T5(nnx.Module):
             source=tuple(layer.cross_attention.keys_values(states_BxSxD) for layer in layers),
             source_bias_Bx1x1xS=_mask_bias(mask_BxS),
             position_bias_HxP=bias_HxP,
+            output_DxV=self._output().T,
         )
 
     def step(self, ids_R: jax.Array, position: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -457,20 +509,21 @@ class T5(nnx.Module):
                 x_Rx1xD, bias_Hx1xT, source, cache.source_bias_Bx1x1xS, past=(position, layer_past)
             )
             past.append(layer_past)
-        return self._logits(x_Rx1xD, None)[:, 0], cache._replace(past=tuple(past))
+        logits_RxV = jnp.matmul(self._last(x_Rx1xD, None)[:, 0], cache.output_DxV, preferred_element_type=jnp.float32)
+        return logits_RxV, cache._replace(past=tuple(past))
 
     def _embed(self, ids: ArrayLike, key: jax.Array | None) -> jax.Array:
         x = self.embedding_VxD[...][jnp.asarray(ids)].astype(self.dtype)
         return _dropout(x, self.config.dropout_rate, _fold(key, 0))
 
-    def _logits(self, x_BxTxD: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _last(self, x_BxTxD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The decoder's states as the output embedding takes them."""
         x_BxTxD = _dropout(self.decoder.norm(x_BxTxD), self.config.dropout_rate, key)
-        if self.config.scale_decoder_outputs:
-            x_BxTxD *= self.config.d_model**-0.5
-        output_VxD = self.embedding_VxD if self.lm_head_VxD is None else self.lm_head_VxD
-        return jnp.einsum(
-            "btd,vd->btv", x_BxTxD, output_VxD[...].astype(x_BxTxD.dtype), preferred_element_type=jnp.float32
-        )
+        return x_BxTxD * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else x_BxTxD
+
+    def _output(self) -> jax.Array:
+        """The output embedding [V, D] in the compute dtype."""
+        return (self.embedding_VxD if self.lm_head_VxD is None else self.lm_head_VxD)[...].astype(self.dtype)
 
     def _run(self, function: Any, *arguments: Any) -> jax.Array:
         return jax.checkpoint(function)(*arguments) if self.remat else function(*arguments)
