@@ -195,12 +195,16 @@ def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+Projection = nnx.Param | Callable[[jax.Array], jax.Array]
+"""A matrix [in, out], or a module that was put in its place (`lora.py`)."""
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Param:
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
-def _project(x: jax.Array, weight: nnx.Param) -> jax.Array:
-    return x @ weight[...].astype(x.dtype)
+def _project(x: jax.Array, weight: Projection) -> jax.Array:
+    return x @ weight[...].astype(x.dtype) if isinstance(weight, nnx.Variable) else weight(x)
 
 
 class RMSNorm(nnx.Module):
@@ -227,7 +231,7 @@ class Attention(nnx.Module):
         self.v = _normal(rngs, (width, heads * head_width), width**-0.5)
         self.o = _normal(rngs, (heads * head_width, width), (heads * head_width) ** -0.5)
 
-    def _heads(self, x_BxSxD: jax.Array, weight: nnx.Param) -> jax.Array:
+    def _heads(self, x_BxSxD: jax.Array, weight: Projection) -> jax.Array:
         x_BxSxHK = _project(x_BxSxD, weight)
         return x_BxSxHK.reshape(*x_BxSxHK.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
