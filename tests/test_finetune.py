@@ -13,17 +13,19 @@ from flax import nnx
 
 from deft_tsds.finetune import (
     ExampleOrder,
+    LossTerms,
     Pairs,
     finetune,
     learning_rates,
     make_optimizer,
     tokenize_pairs,
-    train_step,
     validation_loss,
 )
 from deft_tsds.runs import read_jsonl
 from deft_tsds.t5.model import T5, T5Config, shift_right
+from deft_tsds.training.step import train_step
 
+NO_TERMS = LossTerms()
 CONFIG = T5Config(
     vocab_size=31, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
 )
@@ -56,19 +58,20 @@ def plain_loss(model, batch):
     return total / weight
 
 
-def step(model, batch, *, optimizer, accumulate=1, rate=1e-2):
-    graph, params = nnx.split(model)
+def step(model, batch, *, optimizer, accumulate=1, rate=1e-2, terms=NO_TERMS):
+    """Parameters after one step, and its loss."""
+    graph, params, frozen = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.copy, params)
-    return train_step(
-        graph, optimizer, params, optimizer.init(params), batch, rate, jax.random.key(0), accumulate=accumulate
-    )
+    state, key = (params, optimizer.init(params), frozen), jax.random.key(0)
+    params, _, loss = train_step(graph, optimizer, *state, batch, rate, key, terms, accumulate=accumulate)
+    return params, loss
 
 
 def test_loss_is_the_weighted_mean_over_target_tokens():
     batch = make_pairs(8, weights=np.linspace(0.5, 2.0, 8, dtype=np.float32)).batch(np.arange(8))
     model = make_model()
-    _, _, loss = step(model, batch, optimizer=make_optimizer("adamw"))
-    np.testing.assert_allclose(loss, plain_loss(model, batch), rtol=1e-5)
+    _, loss = step(model, batch, optimizer=make_optimizer("adamw"))
+    np.testing.assert_allclose(loss.mean, plain_loss(model, batch), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
@@ -94,9 +97,10 @@ def test_optimizer_equals_optax(name):
 def test_accumulated_gradient_equals_the_whole_batch():
     batch = make_pairs(12, weights=np.linspace(0.5, 2.0, 12, dtype=np.float32)).batch(np.arange(12))
     optimizer = optax.identity()  # the update is the gradient
-    whole, _, loss = step(make_model(), batch, optimizer=optimizer, rate=1.0)
-    parts, _, loss_of_parts = step(make_model(), batch, optimizer=optimizer, accumulate=4, rate=1.0)
-    np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-6)
+    whole, loss = step(make_model(), batch, optimizer=optimizer, rate=1.0)
+    parts, loss_of_parts = step(make_model(), batch, optimizer=optimizer, accumulate=4, rate=1.0)
+    np.testing.assert_allclose(loss.mean, loss_of_parts.mean, rtol=1e-6)
+    np.testing.assert_allclose(loss.examples_B, loss_of_parts.examples_B, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
