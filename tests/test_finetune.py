@@ -29,7 +29,7 @@ from deft_tsds.training.step import token_losses, train_step
 
 NO_TERMS = LossTerms()
 CONFIG = T5Config(
-    vocab_size=31, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
+    vocab_size=31, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
 )
 
 
@@ -39,10 +39,11 @@ def make_model(seed=0, **changes):
 
 def make_pairs(rows=24, seed=0, weights=None):
     rng = np.random.default_rng(seed)
-    inputs = rng.integers(3, 31, (rows, 7)).astype(np.int32)
+    inputs = rng.integers(3, 31, (rows, 8)).astype(np.int32)
     inputs[::3, 5:] = 0
     labels = inputs[:, :6].copy()
-    labels[:, -1] = 1
+    labels = np.pad(labels, ((0, 0), (0, 2)))
+    labels[:, 5] = 1
     labels[::4, 4:] = 0
     return Pairs(inputs, labels, np.ones(rows, np.float32) if weights is None else weights, cut=0)
 
@@ -276,11 +277,12 @@ def test_a_learning_rate_that_ruins_the_parameters_stops_the_run(tmp_path):
 
 
 def test_a_pair_without_a_finite_loss_is_named(tmp_path):
-    """Token 30 has an infinite embedding and stands in one prompt alone; the output embedding is another matrix."""
+    """Token 30 has an infinite embedding and stands in one prompt alone; the output embeddings are another matrix."""
     model = make_model(tie_word_embeddings=False)
-    model.embedding_VxD[...] = model.embedding_VxD[...].at[30].set(jnp.inf)
+    model.embedding_VxD[...] = model.embedding_VxD[...].at[30].set(jnp.nan)
     pairs = make_pairs(24)
-    pairs.inputs_NxS[pairs.inputs_NxS == 30] = 29
+    for side in (pairs.inputs_NxS, pairs.labels_NxT):
+        side[side == 30] = 29
     pairs.inputs_NxS[11, 2] = 30
     pairs = dataclasses.replace(pairs, ids=[f"pair-{row}" for row in range(24)])
     with pytest.raises(FloatingPointError, match=r"1 of its 8 pairs: pair-11\. Look at"):

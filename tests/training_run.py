@@ -28,12 +28,12 @@ def model_and_pairs() -> Any:
     from deft_tsds.finetune import Pairs
     from deft_tsds.t5.model import T5, T5Config
 
-    sizes = {"vocab_size": 31, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2}
     config = T5Config(**sizes, num_layers=1, num_decoder_layers=1, dropout_rate=0.1, tie_word_embeddings=False)
     model = T5(config, rngs=nnx.Rngs(params=jax.random.key(0)))
     rng = np.random.default_rng(0)
-    labels = rng.integers(2, 31, (40, 12)).astype(np.int32)
-    labels[np.arange(12) >= rng.integers(3, 13, (40, 1))] = 0
+    labels = rng.integers(2, 64, (40, 16)).astype(np.int32)
+    labels[np.arange(16) >= rng.integers(3, 17, (40, 1))] = 0
     return model, Pairs(labels[:, ::-1].copy() + (labels[:, ::-1] == 0), labels, np.ones(40, np.float32), cut=0)
 
 
