@@ -115,7 +115,11 @@ def finetune(
         params = jax.tree.map(jnp.copy, params)
         moments = jax.jit(optimizer.init)(params)
     else:
-        params, frozen, dropout_key = spread(params, mesh, rules), spread(frozen, mesh, rules), spread_key(dropout_key, mesh)
+        params, frozen, dropout_key = (
+            spread(params, mesh, rules),
+            spread(frozen, mesh, rules),
+            spread_key(dropout_key, mesh),
+        )
         laid_out = state_shardings(jax.eval_shape(optimizer.init, params), mesh, rules)
         moments = jax.jit(optimizer.init, out_shardings=laid_out)(params)
     order = ExampleOrder(pairs.lengths_N, batch_size, key=order_key)

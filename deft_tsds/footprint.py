@@ -159,7 +159,7 @@ class Estimate:
     gradients: float
     moments: float
     copies: float
-    """The matrices in bfloat16, gathered whole: of one layer with remat, of all without (each waits for its backward)."""
+    """The matrices in bfloat16, gathered whole: of one layer with remat; of all without, kept for the backward pass."""
     activations: float
     seconds: float
 

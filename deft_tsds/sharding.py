@@ -3,7 +3,7 @@
 The mesh has two axes. Batches are split over both; parameters and their moments over "shard" alone:
 
     make_mesh(shards=1)     data parallel: each device holds all parameters and a part of each batch
-    make_mesh()             fully sharded: each device holds a part of both (ZeRO-3, Rajbhandari et al. 2020, 1910.02054)
+    make_mesh()             fully sharded: each device holds a part of both (ZeRO-3, arXiv 1910.02054)
     make_mesh(shards=8)     fully sharded over each 8 devices, data parallel among these groups
 
 XLA derives the communication from where the inputs lie; the step is the same program text as on one device, and its
@@ -30,8 +30,8 @@ DATA, SHARD = "data", "shard"
 Rules = Sequence[tuple[str, P]]
 """A regular expression on the path of a parameter, and how it is split; the first that is found in the path counts."""
 
-# Every matrix is split along the model width D, which is a multiple of 256 in all released sizes but the small ones; the
-# vocabulary (32,128 = 128 * 251) is not. A low-rank factor is split along its long side.
+# Every matrix is split along the model width D, which is a multiple of 256 in all released sizes; the vocabulary
+# (32,128 = 128 * 251) is not. A low-rank factor is split along D too, and copied where it has none.
 RULES: Rules = (
     (r"(embedding_VxD|lm_head_VxD)$", P(None, SHARD)),
     (r"\b(o|wo)/b$", P(None, SHARD)),

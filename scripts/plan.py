@@ -1,7 +1,7 @@
 """What fine-tuning T5-large, XL or XXL takes, in memory and time, on TPU v5e-8, v5e-256 and one H100. Arithmetic only.
 
-    python scripts/plan.py
-    python scripts/plan.py --batch-size 512 --source 1024 --utilisation 0.5
+python scripts/plan.py
+python scripts/plan.py --batch-size 512 --source 1024 --utilisation 0.5
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def models_table(settings: Settings) -> Table:
     table.title = (
         f"Models: batch {shape.rows}, {shape.source} source and {shape.target} target positions\n"
         "parameters: embeddings + encoder + decoder. AdamW, Adafactor, LoRA: GB of float32 parameters + gradients +\n"
-        f"moments. kept: GB of bfloat16 activations for {part.rows} rows, without and with remat. cache: GB of keys and\n"
-        f"values, {part.rows} rows x {settings.beams} beams. forward, step: TFLOP of a batch; a step is 3 forwards."
+        f"moments. kept: GB of bfloat16 activations for {part.rows} rows, without and with remat. cache: GB of keys\n"
+        f"and values, {part.rows} rows x {settings.beams} beams. forward, step: TFLOP of a batch; a step is 3 forwards."
     )
     table.title_justify = "left"
     for name, config in MODELS.items():

@@ -151,12 +151,15 @@ def test_estimates_follow_their_parts():
     settings = {"rows_at_once": 8, "utilisation": 0.5}
     shape = Shape(256, 512, 128)
     few, many = (
-        estimate(MODELS["XL"], machine, shape, optimizer="adamw", remat=True, **settings) for machine in (v5e_8, v5e_256)
+        estimate(MODELS["XL"], machine, shape, optimizer="adamw", remat=True, **settings)
+        for machine in (v5e_8, v5e_256)
     )
     assert few.parameters == 32 * many.parameters
     assert few.seconds == pytest.approx(32 * many.seconds)
     one = estimate(MODELS["XL"], h100, shape, optimizer="lora", remat=True, **settings)
-    assert one.total < h100.memory < estimate(MODELS["XXL"], h100, shape, optimizer="adamw", remat=True, **settings).total
+    assert (
+        one.total < h100.memory < estimate(MODELS["XXL"], h100, shape, optimizer="adamw", remat=True, **settings).total
+    )
 
 
 def test_the_script_prints_every_case():

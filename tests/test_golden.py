@@ -1,6 +1,6 @@
 """Fifty steps on a fixed seed, against losses recorded before: nothing moves unnoticed.
 
-    python tests/test_golden.py        # records the losses anew
+python tests/test_golden.py        # records the losses anew
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import training_run
 
 RECORD = Path(__file__).parent / "golden_losses.json"
 ANEW = (
-    "If initialisation, dropout, loss, optimiser or the order of the examples was changed on purpose, or JAX changed its "
-    "random numbers, say so in the commit and record anew: python tests/test_golden.py. Otherwise something is broken."
+    "If initialisation, dropout, loss, optimiser or the order of the examples was changed on purpose, or JAX changed "
+    "its random numbers, say so in the commit and record anew: python tests/test_golden.py. Otherwise something is broken."
 )
 
 

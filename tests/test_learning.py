@@ -16,7 +16,9 @@ NANO, POOL = SHARED / "models" / "t5-nano", SHARED / "data" / "edit" / "edit_tra
 WIDTHS = {"max_input_tokens": 64, "max_target_tokens": 64}
 
 pytestmark = [
-    pytest.mark.skipif(not (NANO.is_dir() and POOL.is_file()), reason="the real model and text of ../shared are not here"),
+    pytest.mark.skipif(
+        not (NANO.is_dir() and POOL.is_file()), reason="the real model and text of ../shared are not here"
+    ),
     pytest.mark.slow,
 ]
 
@@ -85,10 +87,10 @@ def test_it_learns_64_pairs_by_heart(texts, tmp_path):
         folder=tmp_path,
         optimizer=make_optimizer("adamw"),
     )
-    answers = generate_texts(
-        model, tokenizer, prompts, max_input_tokens=64, max_new_tokens=64, batch_size=32
-    )
+    answers = generate_texts(model, tokenizer, prompts, max_input_tokens=64, max_new_tokens=64, batch_size=32)
     # What the tokenizer itself cannot give back (rare characters, doubled spaces) is no fault of the model.
     wanted = tokenizer.batch_decode([row[row != 0] for row in pairs.labels_NxT], skip_special_tokens=True)
     right = [answer == target for answer, target in zip(answers, wanted, strict=True)]
-    assert np.mean(right) == 1.0, [pair for pair, ok in zip(zip(answers, wanted, strict=True), right, strict=True) if not ok]
+    assert np.mean(right) == 1.0, [
+        pair for pair, ok in zip(zip(answers, wanted, strict=True), right, strict=True) if not ok
+    ]

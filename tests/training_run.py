@@ -1,6 +1,6 @@
 """One small fine-tuning, the same in this process and in processes that tests start, kill and let go on.
 
-    python tests/training_run.py FOLDER [--devices 8] [--shards 1] [--stop-at 10] [--pause 0.1] [--process 0 --port 1234]
+    python tests/training_run.py FOLDER [--devices 8] [--shards 1] [--stop-at 10] [--pause 0.1] [--process 0 --port 99]
 
 It writes the parameters at the end to FOLDER/parameters.npz.
 """

@@ -170,7 +170,9 @@ def _finite_losses(step: int, feed: Feed, loss: StepLoss, plan: Plan) -> list[fl
     wrong = [name for name, value in zip(feed.names[run], examples_B, strict=True) if not np.isfinite(value)]
     where = plan.description if len(losses_R) == 1 else f"{plan.description}, run {run}"
     if wrong and len(wrong) < len(examples_B):
-        cause = f"It comes from {len(wrong)} of its {len(examples_B)} pairs: {', '.join(wrong)}. Look at these, or lower"
+        cause = (
+            f"It comes from {len(wrong)} of its {len(examples_B)} pairs: {', '.join(wrong)}. Look at these, or lower"
+        )
     else:
         cause = (
             f"It is so in every pair ({', '.join(feed.names[run])}): an earlier step has spoiled the parameters. Lower"
