@@ -173,7 +173,7 @@ def _process(folder: str, first: int, seeds: int, steps: int, devices: int) -> f
 
 
 def time_seeds(settings: Settings) -> None:
-    """Print the table of many seeds. Separate runs are equal work: the mean of the first and the last stands for all."""
+    """Print the table of many seeds. Separate runs are equal work: the mean of the first and last stands for all."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
 

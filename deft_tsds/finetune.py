@@ -278,7 +278,7 @@ def validation_loss(model: T5, pairs: Pairs, *, batch_size: int) -> float:
 
 
 def _mean_loss(pairs: Pairs, batch_size: int, sums: Callable[[np.ndarray, np.ndarray], Any]) -> np.ndarray:
-    """Mean loss over all pairs, float64 [R], from `sums(rows, weights_B)`; the last batch is filled up with weight 0."""
+    """Mean loss over all pairs, [R], from `sums(rows, weights_B)`; the last batch is filled up by weight 0."""
     total = weight = np.zeros(1)
     for start in range(0, len(pairs), batch_size):
         places = np.arange(start, start + batch_size)

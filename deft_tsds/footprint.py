@@ -1,4 +1,4 @@
-"""What training a T5 costs before anything runs: parameters, bytes, floating-point operations, seconds. Arithmetic only.
+"""What training a T5 costs, before anything runs: parameters, bytes, floating-point operations, seconds.
 
 Letters as in `t5/model.py`: B rows, S source and T target positions, D model width, F feed-forward width, A = H K the
 width of all heads together, V vocabulary. A matrix [I, O] costs 2 I O operations for each position that it meets.

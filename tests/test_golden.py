@@ -17,7 +17,7 @@ import training_run
 RECORD = Path(__file__).parent / "golden_losses.json"
 ANEW = (
     "If initialisation, dropout, loss, optimiser or the order of the examples was changed on purpose, or JAX changed "
-    "its random numbers, say so in the commit and record anew: python tests/test_golden.py. Otherwise something is broken."
+    "its random numbers, say so in the commit and record anew: python tests/test_golden.py. Otherwise something broke."
 )
 
 
