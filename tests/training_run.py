@@ -89,7 +89,13 @@ def _main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
     if options.process is not None:
-        jax.distributed.initialize(f"127.0.0.1:{options.port}", num_processes=2, process_id=options.process)
+        # A machine with other work may stop a process for long: that is not its death.
+        jax.distributed.initialize(
+            f"127.0.0.1:{options.port}",
+            num_processes=2,
+            process_id=options.process,
+            heartbeat_timeout_seconds=500,
+        )
 
     from deft_tsds.runs import MetricsLog
     from deft_tsds.sharding import make_mesh
