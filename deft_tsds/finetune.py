@@ -1,289 +1,53 @@
-"""Fine-tuning: one jitted step, a learning rate for each step, checkpoints from which a killed run goes on.
-
-The loss of a batch is the cross-entropy per target token, each example counted with its selection weight w_i:
-
-    L = sum_i w_i sum_t -log p(y_it | y_i<t, x_i)  /  sum_i w_i |y_i|
+"""Fine-tuning one T5, on one device or many, or many T5s of one shape at once.
 
 Learning rates are an array over steps and reach the step as a traced scalar, so that arms with different numbers of
-steps share one compiled program. The order of the examples is a Grain data set with random access: the step number *is*
-the input position, so that a checkpoint at step s says what comes next. Batches hold pairs of like length and are cut
-to a few widths, which saves half of the work on ordinary text and compiles a handful of programs.
+steps share one compiled program. Batches are made in another thread, and the loss of a step is looked at when the next
+one is under way, so that the device never waits for the host.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
-import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from deft_tsds.runs import MetricsLog, progress_bar
-from deft_tsds.t5.model import T5, shift_right
+from deft_tsds.footprint import Shape, step_flops
+from deft_tsds.sharding import RULES, Rules, gathered, my_rows, place_batch, spread, spread_key, state_shardings
+from deft_tsds.t5.model import T5
+from deft_tsds.training.batches import ExampleOrder, Pairs, tokenize_pairs
+from deft_tsds.training.loop import Feed, Plan, Programs, Trained, train
+from deft_tsds.training.optimizers import learning_rates, make_optimizer
+from deft_tsds.training.step import (
+    LossTerms,
+    train_step,
+    train_step_many,
+    validation_sums,
+    validation_sums_many,
+)
+from deft_tsds.training.throughput import gemm_peak
 
-_WIDTH_STEP = 32  # batches are cut to multiples of it: more would compile more programs, fewer would compute on padding
-_BATCHES_SORTED = 8  # batches whose examples are drawn together and grouped by length
+__all__ = [
+    "ExampleOrder",
+    "LossTerms",
+    "Pairs",
+    "Trained",
+    "finetune",
+    "finetune_many",
+    "learning_rates",
+    "make_optimizer",
+    "tokenize_pairs",
+    "validation_loss",
+]
 
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Tokenized pairs, padded with the pad id to one width a side.
-
-    Attributes:
-      inputs_NxS: int32 prompt ids.
-      labels_NxT: int32 target ids.
-      weights_N: float32 weight of each pair in the loss.
-      cut: number of prompts or targets that were longer than allowed.
-      pad_token_id: fills the rows at the end.
-    """
-
-    inputs_NxS: np.ndarray
-    labels_NxT: np.ndarray
-    weights_N: np.ndarray
-    cut: int
-    pad_token_id: int = 0
-
-    def __len__(self) -> int:
-        return len(self.inputs_NxS)
-
-    @cached_property
-    def lengths_N(self) -> np.ndarray:
-        """Tokens of each pair, both sides together."""
-        pad = self.pad_token_id
-        return (self.inputs_NxS != pad).sum(1) + (self.labels_NxT != pad).sum(1)
-
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The pairs of some rows, each side cut to the least multiple of `_WIDTH_STEP` that loses no token."""
-        sides = {"inputs": self.inputs_NxS[rows], "labels": self.labels_NxT[rows]}
-        for name, ids_BxS in sides.items():
-            longest = int((ids_BxS != self.pad_token_id).sum(1).max())
-            sides[name] = ids_BxS[:, : -(-longest // _WIDTH_STEP) * _WIDTH_STEP]
-        return {**sides, "weights": self.weights_N[rows]}
-
-
-def tokenize_pairs(
-    tokenizer: Any,
-    prompts: Sequence[str],
-    targets: Sequence[str],
-    *,
-    max_input_tokens: int,
-    max_target_tokens: int,
-    weights: np.ndarray | None = None,
-) -> Pairs:
-    """Tokenize prompts and targets to fixed widths (the longest row, at most the given limits).
-
-    Raises:
-      ValueError: no pairs, or a weight for each pair is not given.
-    """
-    if not prompts or len(prompts) != len(targets):
-        raise ValueError(f"Fine-tuning needs pairs: got {len(prompts)} prompts and {len(targets)} targets.")
-    if weights is None:
-        weights = np.ones(len(prompts), np.float32)
-    if len(weights) != len(prompts):
-        raise ValueError(f"weights has {len(weights)} entries for {len(prompts)} pairs.")
-    sides, cut = [], 0
-    for texts, limit in ((prompts, max_input_tokens), (targets, max_target_tokens)):
-        rows = tokenizer(list(texts), verbose=False).input_ids  # too long a text is counted, not warned of
-        cut += sum(len(row) > limit for row in rows)
-        # The end-of-sequence token stays when a text is cut.
-        rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
-        padded = np.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, np.int32)
-        for padded_row, row in zip(padded, rows, strict=True):
-            padded_row[: len(row)] = row
-        sides.append(padded)
-    return Pairs(*sides, weights_N=np.asarray(weights, np.float32), cut=cut, pad_token_id=tokenizer.pad_token_id)
-
-
-@functools.cache  # equal arguments give the same object, so that the jitted step is compiled once
-def make_optimizer(name: str, *, weight_decay: float = 0.0, clip: float = 1.0) -> optax.GradientTransformation:
-    """The update direction, to be multiplied by minus the learning rate.
-
-    "adamw" is Adam with decoupled decay on matrices; "adafactor" is Adafactor with T5's settings (factored second
-    moments, updates clipped to root mean square 1, steps relative to the parameter scale).
-    """
-    if name == "adamw":
-        return optax.chain(
-            optax.clip_by_global_norm(clip),
-            optax.scale_by_adam(),
-            optax.add_decayed_weights(weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
-        )
-    if name == "adafactor":
-        return optax.chain(
-            optax.clip_by_global_norm(clip),
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.scale_by_param_block_rms(),
-        )
-    raise ValueError(f'optimizer must be "adamw" or "adafactor", not {name!r}.')
-
-
-def learning_rates(*, steps: int, peak: float, warmup: float, schedule: str) -> np.ndarray:
-    """The learning rate of each step, float32 [steps]: linear warm-up over a share of the steps, then the schedule."""
-    warm = round(warmup * steps)
-    rest = max(steps - warm, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-    }
-    if schedule not in after:
-        raise ValueError(f"schedule must be one of {sorted(after)}, not {schedule!r}.")
-    # One past the start, so that the first step of a warm-up is not lost.
-    rising = optax.linear_schedule(peak / max(warm, 1), peak, max(warm - 1, 1))
-    joined = optax.join_schedules([rising, after[schedule]], [warm])
-    return np.asarray(jax.vmap(joined)(jnp.arange(steps)), np.float32)
-
-
-def _summed_loss(model: T5, batch: dict[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Sum of the weighted token losses, and the sum of the weights."""
-    inputs, labels, pad = batch["inputs"], batch["labels"], model.config.pad_token_id
-    logits = model(inputs, inputs != pad, shift_right(labels, model.config), key=key)
-    weights = jnp.where(labels != pad, batch["weights"][:, None], 0.0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.sum(losses * weights), jnp.sum(weights)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "accumulate"), donate_argnames=("params", "moments"))
-def train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    params: nnx.State,
-    moments: optax.OptState,
-    batch: dict[str, jax.Array],
-    learning_rate: jax.Array,
-    key: jax.Array,
-    *,
-    accumulate: int = 1,
-) -> tuple[nnx.State, optax.OptState, jax.Array]:
-    """One optimiser step; the batch is taken in `accumulate` parts whose gradients add up to the whole batch's."""
-
-    def part_loss(params, part, key):
-        return _summed_loss(nnx.merge(graph, params), part, key)
-
-    gradient = jax.value_and_grad(part_loss, has_aux=True)
-    if accumulate == 1:
-        (loss, weight), grads = gradient(params, batch, key)
-    else:
-
-        def add_part(sums, part_and_key):
-            return jax.tree.map(jnp.add, sums, gradient(params, *part_and_key)), None
-
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        keys = jax.random.split(key, accumulate)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, batch, key))
-        ((loss, weight), grads), _ = jax.lax.scan(add_part, zeros, (parts, keys))
-    grads = jax.tree.map(lambda x: x / weight, grads)
-    updates, moments = optimizer.update(grads, moments, params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-    return params, moments, loss / weight
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _validation_sums(graph: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array]):
-    return _summed_loss(nnx.merge(graph, params), batch, None)
-
-
-def validation_loss(model: T5, pairs: Pairs, *, batch_size: int) -> float:
-    """Loss per target token over all of `pairs`, without dropout."""
-    graph, params = nnx.split(model)
-    return _validation_loss(graph, params, pairs, batch_size)
-
-
-def _validation_loss(graph: nnx.GraphDef, params: nnx.State, pairs: Pairs, batch_size: int) -> float:
-    total = weight = 0.0
-    for start in range(0, len(pairs), batch_size):
-        rows = np.arange(start, start + batch_size)
-        batch = pairs.batch(rows % len(pairs))
-        batch["weights"] = np.where(rows < len(pairs), batch["weights"], 0.0)  # the last batch is filled up
-        loss_sum, weight_sum = _validation_sums(graph, params, batch)
-        total, weight = total + float(loss_sum), weight + float(weight_sum)
-    return total / weight
-
-
-class ExampleOrder:
-    """Row numbers of the batch of each step, `order[step]` for any step: shuffled anew each epoch, without end.
-
-    The rows of eight batches at a time are drawn by a shuffled Grain data set, sorted by length, cut into batches, and
-    the batches shuffled: a batch holds pairs of like length, in random order of lengths.
-    """
-
-    def __init__(self, lengths_N: np.ndarray, batch_size: int, *, key: jax.Array):
-        self._lengths_N, self._batch_size = lengths_N, batch_size
-        self._seed = int(jax.random.bits(key, dtype=jnp.uint32))
-        self._rows = grain.MapDataset.range(len(lengths_N)).seed(self._seed).shuffle().repeat()
-        self._last: tuple[int, np.ndarray] = (-1, np.empty(0))
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        """int64 [batch_size]"""
-        group, place = divmod(step, _BATCHES_SORTED)
-        if self._last[0] != group:
-            self._last = (group, self._group(group))
-        return self._last[1][place]
-
-    def _group(self, group: int) -> np.ndarray:
-        size = _BATCHES_SORTED * self._batch_size
-        rows = np.array([self._rows[position] for position in range(group * size, (group + 1) * size)])
-        rows = rows[np.argsort(self._lengths_N[rows], kind="stable")].reshape(_BATCHES_SORTED, self._batch_size)
-        return np.random.default_rng((self._seed, group)).permutation(rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """How a fine-tuning went: steps taken, the step whose parameters were kept, and the losses there."""
-
-    steps: int
-    kept_step: int
-    loss: float
-    validation_loss: float | None
-
-
-class _Checkpoints:
-    """The latest checkpoint and the best parameters in a folder; Orbax writes to a temporary name and renames."""
-
-    def __init__(self, folder: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._latest = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
-        self._best = ocp.CheckpointManager((folder / "best").absolute(), options=options)
-
-    def resume(self, params: Any, moments: Any, progress: dict[str, Any]) -> tuple[int, Any, Any, dict[str, Any]]:
-        """Step, parameters, moments and progress of the latest checkpoint; what is given, at step 0, without one."""
-        start = self._latest.latest_step() or 0
-        if start == 0:
-            return 0, params, moments, progress
-        state = ocp.args.StandardRestore({"params": params, "moments": moments})
-        found = self._latest.restore(start, args=ocp.args.Composite(state=state, progress=ocp.args.JsonRestore()))
-        for step in self._best.all_steps():
-            if step > start:  # the steps after `start` are taken again and will keep it again
-                self._best.delete(step)
-        return start, found["state"]["params"], found["state"]["moments"], found["progress"]
-
-    def save(self, step: int, params: Any, moments: Any, progress: dict[str, Any]) -> None:
-        state = ocp.args.StandardSave({"params": params, "moments": moments})
-        self._latest.save(step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress)))
-        self._latest.wait_until_finished()  # the next step gives these buffers away
-
-    def keep_as_best(self, step: int, params: Any) -> None:
-        self._best.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
-        self._best.wait_until_finished()
-
-    def best(self, step: int, params: Any) -> Any:
-        target = ocp.args.Composite(state=ocp.args.StandardRestore({"params": params}))
-        return self._best.restore(step, args=target)["state"]["params"]
-
-    def close(self) -> None:
-        self._latest.close()
-        self._best.close()
+_NO_TERMS = LossTerms()
 
 
 def finetune(
@@ -296,98 +60,274 @@ def finetune(
     folder: Path,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
+    terms: LossTerms = _NO_TERMS,
     validation: Pairs | None = None,
     validate_every: int = 100,
     patience: int | None = None,
+    keep_best: bool = False,
     save_every: int = 500,
     log_every: int = 20,
+    profile: bool = False,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
     description: str = "fine-tuning",
 ) -> Trained:
     """Fine-tune `model` in place, going on from the last checkpoint in `folder` if there is one.
 
+    A model with low-rank factors (`add_lora`) has these trained and all else left as it is.
+
     Args:
-      model: changed in place; holds the final (with `patience`: the best) parameters afterwards.
+      model: changed in place; holds the final (or the best) parameters afterwards. With `mesh` these are NumPy arrays,
+        whole in every process.
       pairs: the training set; its weights enter the loss.
       rates: learning rate of each step, float32 [steps]; its length is the number of steps.
-      batch_size: examples a step; a multiple of `accumulate`.
+      batch_size: examples a step; a multiple of `accumulate` times the devices of `mesh`.
       key: fixes the order of the examples and the dropout.
-      folder: gets `checkpoints/` (parameters, moments), `best/` (with `patience`) and `metrics.jsonl`.
+      folder: gets `checkpoints/` (parameters, moments), `best/` (if the best are kept), `profile/` and `metrics.jsonl`.
       optimizer: from `make_optimizer`.
       accumulate: parts of a batch that are taken one after another.
+      terms: label smoothing and z-loss.
       validation: pairs for the validation loss.
       validate_every: steps between validation losses.
-      patience: stop after so many validation losses in a row that are no better than the best.
+      patience: stop after so many validation losses in a row that are no better than the best; keeps the best.
+      keep_best: end with the parameters of the best validation loss.
       save_every: steps between checkpoints.
-      log_every: steps between rows of `metrics.jsonl`.
+      log_every: steps between rows of `metrics.jsonl`. A row has the loss, tokens a second, and the utilisation: model
+        FLOP/s as a share of what a matrix product reaches on the same devices.
+      profile: write a trace of three steps to `folder/profile`.
+      mesh: from `sharding.make_mesh`; parameters and batches are split over it, by this and all other processes.
+      rules: how parameters are split.
       description: shown beside the progress bar.
 
     Raises:
-      ValueError: `batch_size` is no multiple of `accumulate`; `patience` without `validation`.
-      FloatingPointError: the loss is no longer finite.
+      ValueError: `batch_size` is no multiple of what it must be; `patience` or `keep_best` without `validation`; a
+        token that the model does not have; a parameter that the rules cannot split.
+      FloatingPointError: the loss is no longer finite; the message names the pairs.
     """
-    if batch_size % accumulate:
-        raise ValueError(f"batch_size ({batch_size}) must be a multiple of accumulate ({accumulate}).")
-    if patience is not None and validation is None:
-        raise ValueError("patience needs validation pairs: set train.validation to a number of rows.")
-    graph, params = nnx.split(model)
-    # The step donates its buffers: those of the caller's model must not be the ones given away.
-    params = jax.tree.map(jnp.copy, params)
-    moments = jax.jit(optimizer.init)(params)
+    devices = 1 if mesh is None else mesh.size
+    _check([pairs], validation, model, batch_size=batch_size, accumulate=accumulate, devices=devices)
+    if (patience is not None or keep_best) and validation is None:
+        raise ValueError("patience and keep_best need validation pairs: set train.validation to a number of rows.")
+    graph, params, frozen = _split(model)
     order_key, dropout_key = jax.random.split(key)
+    if mesh is None:
+        # The step donates its buffers: those of the caller's model must not be the ones given away.
+        params = jax.tree.map(jnp.copy, params)
+        moments = jax.jit(optimizer.init)(params)
+    else:
+        params, frozen, dropout_key = (
+            spread(params, mesh, rules),
+            spread(frozen, mesh, rules),
+            spread_key(dropout_key, mesh),
+        )
+        laid_out = state_shardings(jax.eval_shape(optimizer.init, params), mesh, rules)
+        moments = jax.jit(optimizer.init, out_shardings=laid_out)(params)
     order = ExampleOrder(pairs.lengths_N, batch_size, key=order_key)
 
-    checkpoints = _Checkpoints(folder)
-    progress = {"loss": math.nan, "validation_loss": None, "best_loss": math.inf, "best_step": 0, "worse": 0}
-    start, params, moments, progress = checkpoints.resume(params, moments, progress)
+    def placed(pairs: Pairs, rows: np.ndarray, weights_B: np.ndarray) -> dict[str, jax.Array]:
+        if mesh is None:
+            return jax.device_put({**pairs.batch(rows), "weights": weights_B})
+        mine = my_rows(batch_size)
+        return place_batch({**pairs.batch(rows[mine], pairs.widths(rows)), "weights": weights_B[mine]}, mesh)
 
-    log = MetricsLog(folder / "metrics.jsonl", keep_until_step=start)
-    began, last = time.perf_counter(), len(rates)
-    with progress_bar() as bar:
-        task = bar.add_task(description, total=last, completed=start, note="")
-        for step in range(start + 1, last + 1):
-            if patience is not None and progress["worse"] >= patience:
-                last = step - 1
-                break
-            params, moments, loss_of_step = train_step(
-                graph,
-                optimizer,
-                params,
-                moments,
-                pairs.batch(order[step - 1]),
-                rates[step - 1],
-                jax.random.fold_in(dropout_key, step),
-                accumulate=accumulate,
-            )
-            bar.advance(task)
-            row: dict[str, Any] = {}
-            if step % log_every == 0 or step in (1, last):
-                loss = float(loss_of_step)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"{description}: the loss is {loss} at step {step}. Lower train.learning_rate "
-                        f"(now {rates[step - 1]:.2g}) or look at the pairs {order[step - 1].tolist()}."
-                    )
-                row["loss"] = progress["loss"] = loss
-                bar.update(task, note=f"loss {loss:.3f}")
-            if validation is not None and (step % validate_every == 0 or step == last):
-                held_out_loss = _validation_loss(graph, params, validation, batch_size)
-                row["validation_loss"] = progress["validation_loss"] = held_out_loss
-                if held_out_loss < progress["best_loss"]:
-                    progress |= {"best_loss": held_out_loss, "best_step": step, "worse": 0}
-                    if patience is not None:
-                        checkpoints.keep_as_best(step, params)
-                else:
-                    progress["worse"] += 1
-            if row:
-                seconds = time.perf_counter() - began
-                log.write({"step": step, "learning_rate": float(rates[step - 1]), "seconds": seconds, **row})
-            if step % save_every == 0 or step == last:
-                checkpoints.save(step, params, moments, progress)
-    kept, held_out_loss = last, progress["validation_loss"]
-    if patience is not None:
-        kept, held_out_loss = progress["best_step"], progress["best_loss"]
-        params = checkpoints.best(kept, params)
-    log.close()
-    checkpoints.close()
-    nnx.update(model, params)
-    return Trained(steps=last, kept_step=kept, loss=progress["loss"], validation_loss=held_out_loss)
+    def feed(step: int) -> Feed:
+        rows = order[step - 1]
+        batch = placed(pairs, rows, pairs.weights_N[rows])
+        return Feed(batch, [pairs.names(rows)], int(pairs.lengths_N[rows].sum()), _flops(model, batch))
+
+    def step(params, moments, batch, rate, step):
+        key = jax.random.fold_in(dropout_key, step)
+        return train_step(graph, optimizer, params, moments, frozen, batch, rate, key, terms, accumulate=accumulate)
+
+    def validate(params) -> np.ndarray:
+        def sums(rows, weights_B):
+            return validation_sums(graph, params, frozen, placed(validation, rows, weights_B))
+
+        return _mean_loss(validation, batch_size, sums)
+
+    params, [trained] = train(
+        Programs(feed, step, None if validation is None else validate),
+        params,
+        moments,
+        Plan(
+            rates=rates,
+            validate_every=validate_every,
+            patience=patience,
+            keep_best=keep_best or patience is not None,
+            save_every=save_every,
+            log_every=log_every,
+            profile=profile,
+            description=description,
+        ),
+        folder=folder,
+        logs=[folder / "metrics.jsonl"],
+        peak=devices * gemm_peak(model.dtype),
+    )
+    nnx.update(model, params if mesh is None else gathered(params))
+    return trained
+
+
+def finetune_many(
+    models: Sequence[T5],
+    pairs: Sequence[Pairs],
+    *,
+    keys: Sequence[jax.Array],
+    rates: np.ndarray,
+    batch_size: int,
+    folder: Path,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    terms: LossTerms = _NO_TERMS,
+    validation: Pairs | None = None,
+    validate_every: int = 100,
+    save_every: int = 500,
+    log_every: int = 20,
+    profile: bool = False,
+    vmapped: int | None = None,
+    mesh: Mesh | None = None,
+    description: str = "fine-tuning",
+) -> list[Trained]:
+    """R fine-tunings of models of one shape in one program: other seeds, other selections, or both.
+
+    Run r has the order, the dropout keys and the learning rates of `finetune(models[r], pairs[r], key=keys[r], ...)`,
+    and its losses up to the order of sums. The batches of a step are all as wide as the widest of them; this changes
+    nothing but what dropout draws, which depends on the width.
+
+    Args:
+      models: R models, changed in place. Models with low-rank factors must share all else.
+      pairs: R training sets; they may differ in size.
+      keys: R keys.
+      folder: gets `checkpoints/` (of all runs together), and `<r>/metrics.jsonl` for each run.
+      vmapped: runs computed side by side by `vmap`; the others follow in the same program. By default all, and 1 on
+        CPU, where XLA multiplies the matrices of a batch one by one anyway and eight models at once leave the cache.
+      mesh: its devices share the runs out among them; R must be a multiple of their number.
+      rates, batch_size, optimizer, accumulate, terms, validation, validate_every, save_every, log_every, profile,
+        description: as in `finetune`, the same for all runs. There is no early stopping.
+
+    Raises:
+      ValueError: not as many models, pairs and keys; models of more than one shape; else as `finetune`.
+      FloatingPointError: the loss of a run is no longer finite; the message names the run and its pairs.
+    """
+    count, devices = len(models), 1 if mesh is None else mesh.size
+    if not count or len(pairs) != count or len(keys) != count:
+        raise ValueError(f"finetune_many: got {count} models, {len(pairs)} pairs and {len(keys)} keys; give one a run.")
+    if count % devices:
+        raise ValueError(f"finetune_many: {count} runs cannot be shared out evenly among {devices} devices.")
+    _check(pairs, validation, models[0], batch_size=batch_size, accumulate=accumulate, devices=1)
+    graph, frozen, params = _stack(models)
+    if vmapped is None:
+        vmapped = 1 if jax.default_backend() == "cpu" else count
+    many = {"vmapped": min(vmapped, count // devices), "mesh": mesh}
+    moments = jax.jit(jax.vmap(optimizer.init))(params)
+    place = None if mesh is None else NamedSharding(mesh, P(mesh.axis_names))
+    params, moments = jax.device_put((params, moments), place)
+    order_keys_R, dropout_keys_R = jax.vmap(jax.random.split, out_axes=1)(jnp.stack(list(keys)))
+    orders = [ExampleOrder(p.lengths_N, batch_size, key=key) for p, key in zip(pairs, order_keys_R, strict=True)]
+
+    def feed(step: int) -> Feed:
+        chosen = [(p, order[step - 1]) for p, order in zip(pairs, orders, strict=True)]
+        source, target = np.max([p.widths(rows) for p, rows in chosen], axis=0).tolist()
+        batches = [p.batch(rows, (source, target)) for p, rows in chosen]
+        batch = jax.device_put({name: np.stack([b[name] for b in batches]) for name in batches[0]}, place)
+        tokens = sum(int(p.lengths_N[rows].sum()) for p, rows in chosen)
+        return Feed(batch, [p.names(rows) for p, rows in chosen], tokens, _flops(models[0], batch))
+
+    def step(params, moments, batch, rate, step):
+        keys_R = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys_R, step)
+        state = (params, moments, frozen)
+        return train_step_many(graph, optimizer, *state, batch, rate, keys_R, terms, accumulate=accumulate, **many)
+
+    def validate(params) -> np.ndarray:
+        def sums(rows, weights_B):
+            batch = {**validation.batch(rows), "weights": weights_B}
+            return validation_sums_many(graph, params, frozen, batch, **many)
+
+        return _mean_loss(validation, batch_size, sums)
+
+    params, trained = train(
+        Programs(feed, step, None if validation is None else validate),
+        params,
+        moments,
+        Plan(
+            rates=rates,
+            validate_every=validate_every,
+            patience=None,
+            keep_best=False,
+            save_every=save_every,
+            log_every=log_every,
+            profile=profile,
+            description=description,
+        ),
+        folder=folder,
+        logs=[folder / str(run) / "metrics.jsonl" for run in range(count)],
+        peak=devices * gemm_peak(models[0].dtype),
+    )
+    for run, model in enumerate(models):
+        nnx.update(model, jax.tree.map(lambda x, run=run: x[run], params))
+    return trained
+
+
+def validation_loss(model: T5, pairs: Pairs, *, batch_size: int) -> float:
+    """Cross-entropy per target token over all of `pairs`, without dropout."""
+    graph, params, frozen = _split(model)
+
+    def sums(rows, weights_B):
+        return validation_sums(graph, params, frozen, {**pairs.batch(rows), "weights": weights_B})
+
+    return float(_mean_loss(pairs, batch_size, sums)[0])
+
+
+def _mean_loss(pairs: Pairs, batch_size: int, sums: Callable[[np.ndarray, np.ndarray], Any]) -> np.ndarray:
+    """Mean loss over all pairs, [R], from `sums(rows, weights_B)`; the last batch is filled up by weight 0."""
+    total = weight = np.zeros(1)
+    for start in range(0, len(pairs), batch_size):
+        places = np.arange(start, start + batch_size)
+        rows = places % len(pairs)
+        weights_B = np.where(places < len(pairs), pairs.weights_N[rows], np.float32(0))
+        loss_sum, weight_sum = sums(rows, weights_B)
+        total, weight = total + np.asarray(loss_sum, np.float64), weight + np.asarray(weight_sum, np.float64)
+    return total / weight
+
+
+def _split(model: T5) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The graph, what is trained (low-rank factors, or all parameters where there are none), and the rest."""
+    adapted = bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
+    return nnx.split(model, nnx.LoRAParam if adapted else nnx.Param, ...)
+
+
+def _stack(models: Sequence[T5]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The graph, what is not trained, and what is, stacked along a new first axis."""
+    graphs, states, rest = zip(*map(_split, models), strict=True)
+    for run in range(1, len(models)):
+        if graphs[run] != graphs[0]:
+            raise ValueError(f"finetune_many: model {run} is not of the shape of model 0.")
+        if not jax.tree.all(jax.tree.map(jnp.array_equal, rest[0], rest[run])):
+            raise ValueError(f"finetune_many: model {run} differs from model 0 in what is not trained.")
+    return graphs[0], rest[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _check(
+    pairs: Sequence[Pairs], validation: Pairs | None, model: T5, *, batch_size: int, accumulate: int, devices: int
+) -> None:
+    if batch_size % (accumulate * devices):
+        over = "" if devices == 1 else f" times the number of devices ({devices})"
+        raise ValueError(f"batch_size ({batch_size}) must be a multiple of accumulate ({accumulate}){over}.")
+    vocabulary = model.config.vocab_size
+    for some in (*pairs, *([] if validation is None else [validation])):
+        if not len(some):
+            raise ValueError("Fine-tuning needs pairs: a training or validation set is empty.")
+        for side in (some.inputs_NxS, some.labels_NxT):
+            outside = np.argwhere((side < 0) | (side >= vocabulary))
+            if len(outside):
+                row, column = outside[0]
+                raise ValueError(
+                    f"Pair {some.names(np.array([row]))[0]} has token {side[row, column]}, and the model knows "
+                    f"{vocabulary}: was it made with the tokenizer of another model?"
+                )
+
+
+def _flops(model: T5, batch: dict[str, jax.Array]) -> float:
+    """Model FLOPs of a step on this batch, padding computed and so counted."""
+    (*many, rows, source), target = batch["inputs"].shape, batch["labels"].shape[-1]
+    lora = bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
+    return float(np.prod(many)) * step_flops(model.config, Shape(rows, source, target), lora=lora)

@@ -13,19 +13,23 @@ from flax import nnx
 
 from deft_tsds.finetune import (
     ExampleOrder,
+    LossTerms,
     Pairs,
     finetune,
+    finetune_many,
     learning_rates,
     make_optimizer,
     tokenize_pairs,
-    train_step,
     validation_loss,
 )
 from deft_tsds.runs import read_jsonl
+from deft_tsds.t5.lora import add_lora
 from deft_tsds.t5.model import T5, T5Config, shift_right
+from deft_tsds.training.step import token_losses, train_step
 
+NO_TERMS = LossTerms()
 CONFIG = T5Config(
-    vocab_size=31, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
+    vocab_size=31, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0
 )
 
 
@@ -35,10 +39,11 @@ def make_model(seed=0, **changes):
 
 def make_pairs(rows=24, seed=0, weights=None):
     rng = np.random.default_rng(seed)
-    inputs = rng.integers(3, 31, (rows, 7)).astype(np.int32)
+    inputs = rng.integers(3, 31, (rows, 8)).astype(np.int32)
     inputs[::3, 5:] = 0
     labels = inputs[:, :6].copy()
-    labels[:, -1] = 1
+    labels = np.pad(labels, ((0, 0), (0, 2)))
+    labels[:, 5] = 1
     labels[::4, 4:] = 0
     return Pairs(inputs, labels, np.ones(rows, np.float32) if weights is None else weights, cut=0)
 
@@ -56,19 +61,51 @@ def plain_loss(model, batch):
     return total / weight
 
 
-def step(model, batch, *, optimizer, accumulate=1, rate=1e-2):
-    graph, params = nnx.split(model)
+def step(model, batch, *, optimizer, accumulate=1, rate=1e-2, terms=NO_TERMS):
+    """Parameters after one step, and its loss."""
+    graph, params, frozen = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(jnp.copy, params)
-    return train_step(
-        graph, optimizer, params, optimizer.init(params), batch, rate, jax.random.key(0), accumulate=accumulate
-    )
+    state, key = (params, optimizer.init(params), frozen), jax.random.key(0)
+    params, _, loss = train_step(graph, optimizer, *state, batch, rate, key, terms, accumulate=accumulate)
+    return params, loss
 
 
 def test_loss_is_the_weighted_mean_over_target_tokens():
     batch = make_pairs(8, weights=np.linspace(0.5, 2.0, 8, dtype=np.float32)).batch(np.arange(8))
     model = make_model()
-    _, _, loss = step(model, batch, optimizer=make_optimizer("adamw"))
-    np.testing.assert_allclose(loss, plain_loss(model, batch), rtol=1e-5)
+    _, loss = step(model, batch, optimizer=make_optimizer("adamw"))
+    np.testing.assert_allclose(loss.mean, plain_loss(model, batch), rtol=1e-5)
+
+
+def test_label_smoothing_and_z_loss_in_float64():
+    """Cross-entropy against the smoothed distribution, plus z log(Z)^2, token by token."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (2, 5, 31)).astype(np.float32), rng.integers(0, 31, (2, 5))
+    e, z = 0.1, 1e-2
+    losses = token_losses(jnp.asarray(logits), jnp.asarray(labels), LossTerms(e, z))
+    for row in range(2):
+        for position in range(5):
+            scores = logits[row, position].astype(np.float64)
+            log_z = np.log(np.exp(scores).sum())
+            aim = np.full(31, e / 31)
+            aim[labels[row, position]] += 1 - e
+            expected = -(aim * (scores - log_z)).sum() + z * log_z**2
+            np.testing.assert_allclose(losses[row, position], expected, rtol=1e-5)
+
+
+def test_loss_terms_reach_the_step_and_compile_nothing_new():
+    batch = make_pairs(8).batch(np.arange(8))
+    model, optimizer = make_model(), make_optimizer("adamw")
+    plain = step(model, batch, optimizer=optimizer)[1].mean
+    compiled: Any = train_step
+    before = compiled._cache_size()
+    _, loss = step(model, batch, optimizer=optimizer, terms=LossTerms(label_smoothing=0.2, z_loss=0.1))
+    assert compiled._cache_size() == before
+    logits = model(batch["inputs"], batch["inputs"] != 0, shift_right(batch["labels"], CONFIG))
+    real = batch["labels"] != 0
+    expected = np.asarray(token_losses(logits, batch["labels"], LossTerms(0.2, 0.1)))[real].mean()
+    np.testing.assert_allclose(loss.mean, expected, rtol=1e-5)
+    assert abs(float(loss.mean) - float(plain)) > 0.1
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
@@ -94,9 +131,10 @@ def test_optimizer_equals_optax(name):
 def test_accumulated_gradient_equals_the_whole_batch():
     batch = make_pairs(12, weights=np.linspace(0.5, 2.0, 12, dtype=np.float32)).batch(np.arange(12))
     optimizer = optax.identity()  # the update is the gradient
-    whole, _, loss = step(make_model(), batch, optimizer=optimizer, rate=1.0)
-    parts, _, loss_of_parts = step(make_model(), batch, optimizer=optimizer, accumulate=4, rate=1.0)
-    np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-6)
+    whole, loss = step(make_model(), batch, optimizer=optimizer, rate=1.0)
+    parts, loss_of_parts = step(make_model(), batch, optimizer=optimizer, accumulate=4, rate=1.0)
+    np.testing.assert_allclose(loss.mean, loss_of_parts.mean, rtol=1e-6)
+    np.testing.assert_allclose(loss.examples_B, loss_of_parts.examples_B, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -120,6 +158,8 @@ def test_learning_rates():
     cosine = learning_rates(steps=4, peak=1.0, warmup=0.0, schedule="cosine")
     np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(4) / 4)), atol=1e-6)
     assert learning_rates(steps=1, peak=1.0, warmup=0.05, schedule="linear")[0] > 0
+    rsqrt = learning_rates(steps=10, peak=1.0, warmup=0.2, schedule="rsqrt")
+    np.testing.assert_allclose(rsqrt, [0.5, 1.0, *np.sqrt(2 / np.arange(2, 10))], rtol=1e-6)
 
 
 def test_each_epoch_sees_each_example_once():
@@ -156,6 +196,9 @@ def test_batches_are_cut_to_few_widths_and_lose_no_token():
     shapes = [pairs.batch(np.array(rows))["inputs"].shape[1] for rows in ([0], [0, 1], [2, 0])]
     assert shapes == [32, 64, 80]
     assert pairs.batch(np.array([1]))["labels"].shape[1] == 50
+    wider = pairs.batch(np.array([0]), (96, 64))
+    assert (wider["inputs"].shape, wider["labels"].shape) == ((1, 96), (1, 64))
+    assert wider["inputs"].sum() == 5 * 7
 
 
 def run(folder, *, steps=20, pairs=None, model=None, stop_at=None, **options):
@@ -228,9 +271,109 @@ def test_arms_of_other_lengths_share_one_program(tmp_path):
     assert compiled._cache_size() == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"Lower train\.learning_rate"):
+def test_a_learning_rate_that_ruins_the_parameters_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"an earlier step has spoiled .* Lower train\.learning_rate"):
         run(tmp_path, steps=40, optimizer=optax.scale(1e12))
+
+
+def test_a_pair_without_a_finite_loss_is_named(tmp_path):
+    """Token 30 has an infinite embedding and stands in one prompt alone; the output embeddings are another matrix."""
+    model = make_model(tie_word_embeddings=False)
+    model.embedding_VxD[...] = model.embedding_VxD[...].at[30].set(jnp.nan)
+    pairs = make_pairs(24)
+    for side in (pairs.inputs_NxS, pairs.labels_NxT):
+        side[side == 30] = 29
+    pairs.inputs_NxS[11, 2] = 30
+    pairs = dataclasses.replace(pairs, ids=[f"pair-{row}" for row in range(24)])
+    with pytest.raises(FloatingPointError, match=r"1 of its 8 pairs: pair-11\. Look at"):
+        run(tmp_path, pairs=pairs, model=model, log_every=100, save_every=100)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_low_rank_factors_are_trained_and_nothing_else(tmp_path):
+    plain = make_model()
+    adapted = add_lora(plain, rank=2, key=jax.random.key(3))
+    before = {path: np.asarray(leaf) for path, leaf in nnx.to_flat_state(nnx.state(adapted))}
+    model, trained = run(tmp_path, model=adapted, steps=12)
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        assert (np.asarray(leaf) == before[path]).all() == (path[-1] not in ("a", "b")), path
+    assert trained.loss < read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"]
+
+
+def test_best_parameters_are_kept_without_stopping(tmp_path):
+    held_out = make_pairs(8, seed=5)
+    model, trained = run(
+        tmp_path, optimizer=optax.scale(20.0), validation=held_out, validate_every=2, keep_best=True, steps=12
+    )
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "validation_loss" in row]
+    best = min(rows, key=lambda row: row["validation_loss"])
+    assert (trained.steps, trained.kept_step, trained.validation_loss) == (12, best["step"], best["validation_loss"])
+    np.testing.assert_allclose(validation_loss(model, held_out, batch_size=8), best["validation_loss"], rtol=1e-5)
+
+
+def test_profile_writes_a_trace_and_rows_have_the_speed(tmp_path):
+    run(tmp_path, steps=8, profile=True, log_every=4)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    first, *rest = read_jsonl(tmp_path / "metrics.jsonl")
+    assert "utilisation" not in first
+    for row in rest:
+        assert 0 < row["utilisation"] < 1
+        assert row["tokens_per_second"] > 0
+
+
+def run_many(folder, *, pairs, dropout, **options):
+    """Two seeds, and the same runs one by one: parameters and losses of both."""
+    models = [make_model(seed, dropout_rate=dropout) for seed in range(2)]
+    keys = [jax.random.key(seed) for seed in (1, 2)]
+    rates = learning_rates(steps=9, peak=1e-2, warmup=0.1, schedule="linear")
+    settings = {"rates": rates, "batch_size": 8, "optimizer": make_optimizer("adamw"), "log_every": 1}
+    settings |= {"validation": make_pairs(12, seed=7), "validate_every": 4, "accumulate": 2}
+    together = finetune_many(models, pairs, keys=keys, folder=folder / "many", **settings, **options)
+    for number, key in enumerate(keys):
+        alone = make_model(number, dropout_rate=dropout)
+        trained = finetune(alone, pairs[number], key=key, folder=folder / str(number), **settings)
+        a, b = (read_jsonl(folder / where / "metrics.jsonl") for where in (f"many/{number}", str(number)))
+        assert [row["step"] for row in a] == [row["step"] for row in b]
+        for name in ("loss", "validation_loss"):
+            found = [[row[name] for row in rows if name in row] for rows in (a, b)]
+            np.testing.assert_allclose(*found, atol=1e-5)
+        np.testing.assert_allclose(together[number].loss, trained.loss, atol=1e-5)
+        for x, y in zip(leaves(models[number]), leaves(alone), strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5)
+    return models, together
+
+
+@pytest.mark.parametrize("vmapped", [1, 2])
+def test_many_runs_at_once_are_the_runs_one_by_one(tmp_path, vmapped):
+    """Two seeds on two selections of one size, with dropout: to the rounding of sums in another order."""
+    run_many(tmp_path, pairs=[make_pairs(24, seed=3), make_pairs(24, seed=4)], dropout=0.1, vmapped=vmapped)
+
+
+def test_many_runs_may_differ_in_size_and_width(tmp_path):
+    wide = make_pairs(17, seed=4)
+    inputs = np.pad(wide.inputs_NxS, ((0, 0), (0, 40)))
+    inputs[:5] = 9
+    run_many(tmp_path, pairs=[make_pairs(24), dataclasses.replace(wide, inputs_NxS=inputs)], dropout=0.0)
+
+
+def test_many_runs_go_on_from_a_checkpoint(tmp_path):
+    results = []
+    for folder, stops in (("whole", [8]), ("parts", [4, 8])):
+        for stop_at in stops:
+            models = [make_model(seed) for seed in range(2)]
+            rates = learning_rates(steps=8, peak=1e-2, warmup=0.0, schedule="linear")[:stop_at]
+            finetune_many(
+                models,
+                [make_pairs(24)] * 2,
+                keys=[jax.random.key(seed) for seed in range(2)],
+                rates=rates,
+                batch_size=8,
+                folder=tmp_path / folder,
+                optimizer=make_optimizer("adamw"),
+            )
+        results.append([leaf for model in models for leaf in leaves(model)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_wrong_arguments(tmp_path):
@@ -238,6 +381,23 @@ def test_wrong_arguments(tmp_path):
         run(tmp_path, accumulate=3)
     with pytest.raises(ValueError, match="patience needs validation"):
         run(tmp_path, patience=2)
+    with pytest.raises(ValueError, match="keep_best need validation"):
+        run(tmp_path, keep_best=True)
+    pairs = dataclasses.replace(make_pairs(), ids=[f"pair-{row}" for row in range(24)])
+    pairs.labels_NxT[7, 1] = 31
+    with pytest.raises(ValueError, match="Pair pair-7 has token 31, and the model knows 31"):
+        run(tmp_path, pairs=pairs)
+    with pytest.raises(ValueError, match="a training or validation set is empty"):
+        run(tmp_path, validation=make_pairs(0))
+    many = {"batch_size": 8, "folder": tmp_path, "optimizer": make_optimizer("adamw"), "rates": np.ones(2, np.float32)}
+    keys, pairs = list(jax.random.split(jax.random.key(0))), [make_pairs()] * 2
+    with pytest.raises(ValueError, match="2 models, 2 pairs and 1 keys"):
+        finetune_many([make_model(), make_model()], pairs, keys=keys[:1], **many)
+    with pytest.raises(ValueError, match="model 1 is not of the shape of model 0"):
+        finetune_many([make_model(), make_model(d_ff=33)], pairs, keys=keys, **many)
+    bases = [add_lora(make_model(seed), rank=2, key=keys[0]) for seed in range(2)]
+    with pytest.raises(ValueError, match="model 1 differs from model 0 in what is not trained"):
+        finetune_many(bases, pairs, keys=keys, **many)
     with pytest.raises(ValueError, match="adamw"):
         make_optimizer("sgd")
     with pytest.raises(ValueError, match="schedule must be one of"):
@@ -258,6 +418,11 @@ def test_tokenize_pairs_pads_and_cuts_but_keeps_the_end():
     np.testing.assert_array_equal(pairs.inputs_NxS, [[3, 2, 1], [2, 1, 0]])
     np.testing.assert_array_equal(pairs.labels_NxT, [[2, 1], [2, 1]])
     assert pairs.cut == 1
+    widths = {"max_input_tokens": 3, "max_target_tokens": 3}
+    with pytest.raises(ValueError, match=r"not negative: row 1 has -1\.0"):
+        tokenize_pairs(_Tokenizer(), ["a", "b"], ["c", "d"], weights=np.array([1, -1]), **widths)
+    with pytest.raises(ValueError, match="ids has 1 entries for 2 pairs"):
+        tokenize_pairs(_Tokenizer(), ["a", "b"], ["c", "d"], ids=["x"], **widths)
     with pytest.raises(ValueError, match="0 prompts"):
         tokenize_pairs(_Tokenizer(), [], [], max_input_tokens=3, max_target_tokens=3)
     with pytest.raises(ValueError, match="weights has 3 entries for 1 pairs"):

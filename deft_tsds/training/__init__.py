@@ -1,0 +1,1 @@
+"""The parts of fine-tuning: batches, optimisers, the step, checkpoints, throughput. `deft_tsds.finetune` joins them."""
