@@ -67,7 +67,7 @@ def learn_knobs(
     query_weights: Any = None,
     blur: float = 0.5,
     starts: int = 4,
-    max_evaluations: int = 24,
+    max_evaluations: int = 32,
 ) -> Learned:
     """Choose alpha and the bandwidth by gradient such that a loss of the plan's probabilities is least.
 
@@ -88,9 +88,9 @@ def learn_knobs(
         scale: C that the alpha is meant for.
         query_weights: as in `Problem.from_embeddings`.
         blur: b > 0 of the path during the search.
-        starts: how many points to look at before the best of them is where the descent begins: the middle of the
-            square, and random ones.
-        max_evaluations: how many evaluations of the loss at most, all told.
+        starts: how many points to look at first, the middle of the square and random ones; then a descent begins from
+            the best of them, and when it ends from the next.
+        max_evaluations: about how many evaluations of the loss at most; a line search that has begun is finished.
 
     Returns:
         Learned; the best point seen.
@@ -121,16 +121,18 @@ def learn_knobs(
 
     for place in [np.full(2, 0.5), *generator.random((starts - 1, 2))]:
         evaluate(place)
-    # What the search sees is made of the order of 1, as its stopping rules suppose.
-    size = abs(history[0]["loss"]) or 1.0
-    minimize(
-        lambda place: tuple(part / size for part in evaluate(place)),
-        points[_best(history)],
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, 1)] * 2,
-        options={"maxfun": max_evaluations - starts, "ftol": _PROGRESS, "gtol": _PROGRESS, "maxls": 8},
-    )
+    size = abs(history[0]["loss"]) or 1.0  # the stopping rules suppose values of the order of 1
+    for start in np.argsort([each["loss"] for each in history]):
+        if (left := max_evaluations - len(history)) < 1:
+            break
+        minimize(
+            lambda place: tuple(part / size for part in evaluate(place)),
+            points[start],
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0, 1)] * 2,
+            options={"maxfun": left, "maxls": 8, "ftol": _PROGRESS, "gtol": _PROGRESS},
+        )
     return _learned(pairs, loss, history, history[_best(history)], scale)
 
 
