@@ -10,7 +10,8 @@ with g = grad h, multipliers lambda_i of the row sums and nu of the bounds (KKT)
 
 **The linear system.** Differentiate this along theta and write gamma' = sqrt(gamma) z. Where H is the Hessian,
 
-    (sqrt(gamma) H sqrt(gamma) + nu) z - sqrt(gamma) lambda' = -sqrt(gamma) (dg/dtheta) theta',   sum_j sqrt(gamma_ij) z_ij = w_i'
+    (sqrt(gamma) H sqrt(gamma) + nu) z - sqrt(gamma) lambda' = -sqrt(gamma) (dg/dtheta) theta'
+    sum_j sqrt(gamma_ij) z_ij = w_i'
 
 is symmetric, and positive semidefinite on the tangent of the row sums: conjugate gradients solve it from products with
 H, which `jax.jvp` gives in O(M K) time and memory, however many numbers theta has. An interior optimum, which the term
@@ -78,9 +79,7 @@ class _State(NamedTuple):
     count: jax.Array
 
 
-def optimum(
-    problem: Problem, objective: Objective, *, tolerance: float = 1e-12, max_steps: int = 200
-) -> Optimum:
+def optimum(problem: Problem, objective: Objective, *, tolerance: float = 1e-12, max_steps: int = 200) -> Optimum:
     """Find the plan of least objective, differentiably: under `jit`, `grad`, `jacfwd`, `jacrev` and `vmap`.
 
     `dt.solve` takes more kinds of objectives and certifies the plan to a looser tolerance; this is for derivatives,
@@ -189,9 +188,7 @@ def _newton_step(
     return root_MxK * (base_MxK + tangent(y_MxK))
 
 
-def _search(
-    problem: Problem, objective: Objective, weights_M: jax.Array, tolerance: Any, max_steps: Any
-) -> _State:
+def _search(problem: Problem, objective: Objective, weights_M: jax.Array, tolerance: Any, max_steps: Any) -> _State:
     """Newton steps in the metric of the entropy; damped, they are the steps of mirror descent."""
     weights_Mx1 = weights_M[:, None]
     still_M = jnp.zeros_like(weights_M)

@@ -1,10 +1,10 @@
-"""Learn the knobs of TSDS, alpha and the bandwidth, from what they are for: the loss on held-out examples of the target.
+"""Learn the knobs of TSDS, alpha and the bandwidth, from what they are for: the loss on held-out target examples.
 
     min over s, h   L(p(s, h))        p(s, h) the optimum of problem RT, `deft_tsds.path`
 
-Bilevel: L trains a small probe on the candidates, weighted by p, and returns its loss on examples that the selection has
-not seen. Both levels are differentiable, so that one evaluation gives the loss and its slope in both knobs. The search
-is L-BFGS-B (scipy) in the unit square of
+Bilevel: L trains a small probe on the candidates, weighted by p, and returns its loss on examples that the selection
+has not seen. Both levels are differentiable, so that one evaluation gives the loss and its slope in both knobs. The
+search is L-BFGS-B (scipy) in the unit square of
 
     a = log(s / s_first) / log(s_last / s_first)      b = log(h / h_low) / log(h_high / h_low)
 
@@ -206,11 +206,13 @@ class RidgeProbe:
             ("held_out_targets", held_out_targets, len(held_out_VxD)),
         ):
             if given.ndim not in (1, 2) or len(given) != rows:
-                raise ValueError(f"{name} has shape {given.shape}: give a label or a row of numbers for each of {rows}.")
+                raise ValueError(
+                    f"{name} has shape {given.shape}: give a label or a row of numbers for each of {rows}."
+                )
         if targets.shape[1:] != held_out_targets.shape[1:]:
             raise ValueError(
-                f"targets has shape {targets.shape} and held_out_targets {held_out_targets.shape}: give both as labels, "
-                "or both with the same columns."
+                f"targets has shape {targets.shape} and held_out_targets {held_out_targets.shape}: give both as "
+                "labels, or both with the same columns."
             )
         ridge = check_real(ridge, "ridge", above=0.0)
         if targets.ndim == 2:
@@ -232,7 +234,9 @@ class RidgeProbe:
 def fit_probe(x_UxE: jax.Array, y_UxC: jax.Array, weights_U: jax.Array, ridge: Any) -> jax.Array:
     """W [E, C] of `RidgeProbe`."""
     weighted_UxE = x_UxE * weights_U[:, None]
-    square_ExE = jnp.matmul(x_UxE.T, weighted_UxE, precision=_EXACT) + ridge * jnp.eye(x_UxE.shape[1], dtype=x_UxE.dtype)
+    square_ExE = jnp.matmul(x_UxE.T, weighted_UxE, precision=_EXACT) + ridge * jnp.eye(
+        x_UxE.shape[1], dtype=x_UxE.dtype
+    )
     return jax.scipy.linalg.solve(square_ExE, jnp.matmul(weighted_UxE.T, y_UxC, precision=_EXACT), assume_a="pos")
 
 

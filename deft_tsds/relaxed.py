@@ -53,7 +53,7 @@ def relaxed_sample(
         hard: B ones and N - B zeros in the place of the weights, with the same derivatives.
 
     Returns:
-        [N] in the dtype of the probabilities, between 0 and 1, summing to B. Rows with p_j = 0 have 0, and derivative 0.
+        [N] in the dtype of the probabilities, between 0 and 1, summing to B. A row with p_j = 0 has 0, and stays at it.
 
     Raises:
         ValueError: probabilities that are no vector, budget or law out of range, a bad key.
@@ -66,7 +66,8 @@ def relaxed_sample(
     budget = check_count(budget, "budget", 1, len(p_N) - 1)
     key = check_key(key)
     possible_N = p_N > 0
-    p_N = jnp.where(possible_N, p_N / jnp.sum(p_N), 0)
+    p_N = jnp.where(possible_N, p_N, 0)
+    p_N = p_N / jnp.sum(p_N)
     if law == "gumbel":
         score_N = jnp.log(jnp.where(possible_N, p_N, 1)) + jax.random.gumbel(key, p_N.shape, p_N.dtype)
         certain_N = jnp.zeros_like(possible_N)

@@ -193,7 +193,9 @@ class Test:
 
 def show(rows: list[dict[str, Any]], settings: Settings) -> None:
     """Means over seeds, and how many evaluations the gradient needed."""
-    table = Table(title="means over seeds; to grid: evaluations until no worse than the grid's best", title_justify="left")
+    table = Table(
+        title="means over seeds; to grid: evaluations until no worse than the grid's best", title_justify="left"
+    )
     for column in ("target", "held-out: default", "grid", "learned", "to grid", "test: default", "grid", "learned"):
         table.add_column(column, justify="right")
     for column in ("accuracy: default", "grid", "learned"):
@@ -203,7 +205,9 @@ def show(rows: list[dict[str, Any]], settings: Settings) -> None:
         reached = [row["evaluations_to_grid"] for row in some if row["evaluations_to_grid"] is not None]
 
         def means(field: str, digits: int, some: list[dict[str, Any]] = some) -> list[str]:
-            return [f"{np.mean([row[arm][field] for row in some]):.{digits}f}" for arm in ("default", "grid", "learned")]
+            return [
+                f"{np.mean([row[arm][field] for row in some]):.{digits}f}" for arm in ("default", "grid", "learned")
+            ]
 
         to_grid = f"{np.median(reached):.0f} ({len(reached)} of {len(some)})" if reached else f"none of {len(some)}"
         table.add_row(target, *means("loss", 4), to_grid, *means("test_loss", 4), *means("test_accuracy", 3))
