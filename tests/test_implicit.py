@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,25 +58,24 @@ def _float64():
 
 
 @jax.jit
-def found(theta, objective):
-    return optimum(PAIRS.problem_at(**theta), objective)
-
-
-@jax.jit
+@partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
 def along(theta, objective):
-    return jnp.dot(DIRECTION, found(theta, objective).plan.weights_U)
+    """A linear function of p, with all of its slopes: one program an objective."""
+    result = optimum(PAIRS.problem_at(**theta), objective)
+    return jnp.dot(DIRECTION, result.plan.weights_U), result
 
 
-SLOPES = jax.jit(jax.grad(along, argnums=(0, 1)))
+def as_float64(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_are_those_of_central_differences(name):
     """In bandwidth, query weights, candidates, queries, term weights and the arguments of terms, each by itself."""
-    at = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (THETA, OBJECTIVES[name]))
-    result = found(*at)
+    at = as_float64((THETA, OBJECTIVES[name]))
+    (_, result), slopes = along(*at)
     assert result.converged
-    slopes, structure = jax.tree.flatten(SLOPES(*at))
+    slopes, structure = jax.tree.flatten(slopes)
     leaves = jax.tree.leaves(at)
     rng = np.random.default_rng(2)
     moved = 0
@@ -83,7 +83,8 @@ def test_gradients_are_those_of_central_differences(name):
         step = rng.normal(size=leaf.shape) * 1e-5
 
         def shifted(sign, i=i, leaf=leaf, step=step):
-            return float(along(*jax.tree.unflatten(structure, [*leaves[:i], leaf + sign * step, *leaves[i + 1 :]])))
+            (value, _), _ = along(*jax.tree.unflatten(structure, [*leaves[:i], leaf + sign * step, *leaves[i + 1 :]]))
+            return float(value)
 
         slope = (shifted(1) - shifted(-1)) / 2
         assert float(jnp.sum(slopes[i] * step)) == pytest.approx(slope, rel=2e-5, abs=2e-11)
@@ -94,7 +95,7 @@ def test_gradients_are_those_of_central_differences(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_optimum_is_that_of_solve(name):
     problem = PAIRS.problem_at(**THETA)
-    result = found(THETA, OBJECTIVES[name])
+    (_, result), _ = along(*as_float64((THETA, OBJECTIVES[name])))
     plan, info = dt.solve(problem, OBJECTIVES[name], tolerance=1e-7)
     value = float(OBJECTIVES[name](result.plan, problem))
     assert value <= info["value"] + 1e-9
@@ -137,9 +138,10 @@ def test_gradients_are_those_of_unrolled_mirror_descent():
         log_r, _ = jax.lax.scan(step, jnp.full((M, K), -jnp.log(K)), None, length=2000)
         return jnp.dot(DIRECTION, terms.plan_of(weights * jnp.exp(log_r), problem).weights_U)
 
-    at = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (THETA, objective))
+    at = as_float64((THETA, objective))
+    _, slopes = along(*at)
     expected = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(*at)
-    for one, other in zip(jax.tree.leaves(SLOPES(*at)), jax.tree.leaves(expected), strict=True):
+    for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-7)
 
 
