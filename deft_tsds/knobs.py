@@ -65,7 +65,7 @@ def learn_knobs(
     neighbors: int = 1000,
     scale: float = 5.0,
     query_weights: Any = None,
-    blur: float = 0.5,
+    blur: float = 0.2,
     starts: int = 4,
     max_evaluations: int = 32,
 ) -> Learned:
