@@ -9,8 +9,8 @@ search is L-BFGS-B (scipy) in the unit square of
     a = log(s / s_first) / log(s_last / s_first)      b = log(h / h_low) / log(h_high / h_low)
 
 whose every point is an optimum of RT within the K neighbours. Alpha itself has no useful derivative (`deft_tsds.path`
-says why, and what the blur is for); at the end it is read off the path, tau = F(s) and alpha = C / (C + tau), and
-`dt.tsds` with that alpha and h gives the plan that is handed out.
+says why, and what the blur is for); it is read off the path at each point, tau = F(s) and alpha = C / (C + tau), and
+of all points looked at, the one whose plan by `dt.tsds` has the least loss is handed out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Learned:
     """Of the plan."""
     plan: Plan
     history: list[dict[str, float]]
-    """Every evaluation in its order: s, bandwidth, loss."""
+    """Every point looked at, in its order: s, bandwidth, blurred_loss (what the search sees), alpha, and the loss of
+    the plan of that alpha and bandwidth."""
 
 
 def learn_knobs(
@@ -93,7 +94,7 @@ def learn_knobs(
         max_evaluations: about how many evaluations of the loss at most; a line search that has begun is finished.
 
     Returns:
-        Learned; the best point seen.
+        Learned; the best plan seen.
 
     Raises:
         ValueError: bad rows or arguments, or a loss that is not finite.
@@ -109,20 +110,26 @@ def learn_knobs(
     loss = loss_on(np.asarray(problem.shortlist_U))
     loss = loss if isinstance(loss, Partial) else Partial(loss)
     on_device = jax.device_put((pairs, loss))
-    points, history = [], []
+    loss_alone = jax.jit(lambda loss, weights_U: loss(weights_U))
+    points, plans, history = [], [], []
 
     def evaluate(place):
         (value, (s, h)), slope = _loss_and_slope(jnp.asarray(place, jnp.float32), *on_device, low, high, blur)
         if not (np.isfinite(value) and np.isfinite(slope).all()):
             raise ValueError(f"the loss at s = {s:g}, bandwidth = {h:g} is {value:g}, or its slope is not finite.")
         points.append(np.array(place))
-        history.append({"s": float(s), "bandwidth": float(h), "loss": float(value)})
+        alpha, plan = _plan_at(pairs, float(s), float(h), scale)
+        plan_loss = float(loss_alone(on_device[1], jnp.asarray(plan.weights_U, jnp.float32)))
+        plans.append(plan)
+        history.append(
+            {"s": float(s), "bandwidth": float(h), "blurred_loss": float(value), "alpha": alpha, "loss": plan_loss}
+        )
         return float(value), np.asarray(slope, np.float64)
 
     for place in [np.full(2, 0.5), *generator.random((starts - 1, 2))]:
         evaluate(place)
-    size = abs(history[0]["loss"]) or 1.0  # the stopping rules suppose values of the order of 1
-    for start in np.argsort([each["loss"] for each in history]):
+    size = abs(history[0]["blurred_loss"]) or 1.0  # the stopping rules suppose values of the order of 1
+    for start in np.argsort([each["blurred_loss"] for each in history]):
         if (left := max_evaluations - len(history)) < 1:
             break
         minimize(
@@ -133,24 +140,19 @@ def learn_knobs(
             bounds=[(0, 1)] * 2,
             options={"maxfun": left, "maxls": 8, "ftol": _PROGRESS, "gtol": _PROGRESS},
         )
-    return _learned(pairs, loss, history, history[_best(history)], scale)
+    best = int(np.argmin([each["loss"] for each in history]))
+    found, plan = history[best], plans[best]
+    return Learned(found["alpha"], scale, found["bandwidth"], plan.info["s"], found["loss"], plan, history)
 
 
-def _best(history: list[dict[str, float]]) -> int:
-    return int(np.argmin([each["loss"] for each in history]))
-
-
-def _learned(pairs: Pairs, loss: Partial, history: list[dict[str, float]], best: dict[str, float], scale: float):
-    """Read alpha off the path, and evaluate the plan that it stands for."""
-    h = best["bandwidth"]
-    problem = jax.tree.map(np.asarray, pairs.problem_at(bandwidth=h))
+def _plan_at(pairs: Pairs, s: float, bandwidth: float, scale: float) -> tuple[float, Plan]:
+    """Read alpha off the path, and the plan that it stands for: the optimum at s or at the level below."""
+    problem = jax.tree.map(np.asarray, pairs.problem_at(bandwidth=bandwidth))
     path = optima(problem, "kde")
-    tau, _ = path.along(min(best["s"], path.end()))
+    tau, _ = path.along(min(s, path.end()))
     # A hair below F(s) the smallest level is the same, and rounding of alpha cannot lead to the next one.
     alpha = scale / (scale + tau * (1 - 1e-9))
-    plan = tsds(problem, alpha=alpha, scale=scale)
-    value = float(loss(jnp.asarray(plan.weights_U, jnp.float32)))
-    return Learned(alpha, scale, h, plan.info["s"], value, plan, history)
+    return alpha, tsds(problem, alpha=alpha, scale=scale)
 
 
 @partial(jax.jit, static_argnames="blur")
