@@ -110,20 +110,21 @@ def learn_knobs(
     loss = loss_on(np.asarray(problem.shortlist_U))
     loss = loss if isinstance(loss, Partial) else Partial(loss)
     on_device = jax.device_put((pairs, loss))
-    loss_alone = jax.jit(lambda loss, weights_U: loss(weights_U))
-    points, plans, history = [], [], []
+    points, history = [], []
+    best = plan = None
 
     def evaluate(place):
+        nonlocal best, plan
         (value, (s, h)), slope = _loss_and_slope(jnp.asarray(place, jnp.float32), *on_device, low, high, blur)
         if not (np.isfinite(value) and np.isfinite(slope).all()):
             raise ValueError(f"the loss at s = {s:g}, bandwidth = {h:g} is {value:g}, or its slope is not finite.")
         points.append(np.array(place))
-        alpha, plan = _plan_at(pairs, float(s), float(h), scale)
-        plan_loss = float(loss_alone(on_device[1], jnp.asarray(plan.weights_U, jnp.float32)))
-        plans.append(plan)
-        history.append(
-            {"s": float(s), "bandwidth": float(h), "blurred_loss": float(value), "alpha": alpha, "loss": plan_loss}
-        )
+        alpha, plan_here = _plan_at(pairs, float(s), float(h), scale)
+        here = {"s": float(s), "bandwidth": float(h), "blurred_loss": float(value), "alpha": alpha}
+        here["loss"] = float(_loss(on_device[1], jnp.asarray(plan_here.weights_U, jnp.float32)))
+        history.append(here)
+        if best is None or here["loss"] < best["loss"]:
+            best, plan = here, plan_here
         return float(value), np.asarray(slope, np.float64)
 
     for place in [np.full(2, 0.5), *generator.random((starts - 1, 2))]:
@@ -140,9 +141,9 @@ def learn_knobs(
             bounds=[(0, 1)] * 2,
             options={"maxfun": left, "maxls": 8, "ftol": _PROGRESS, "gtol": _PROGRESS},
         )
-    best = int(np.argmin([each["loss"] for each in history]))
-    found, plan = history[best], plans[best]
-    return Learned(found["alpha"], scale, found["bandwidth"], plan.info["s"], found["loss"], plan, history)
+    assert best is not None  # for the types: there was at least one start
+    assert plan is not None
+    return Learned(best["alpha"], scale, best["bandwidth"], plan.info["s"], best["loss"], plan, history)
 
 
 def _plan_at(pairs: Pairs, s: float, bandwidth: float, scale: float) -> tuple[float, Plan]:
@@ -153,6 +154,11 @@ def _plan_at(pairs: Pairs, s: float, bandwidth: float, scale: float) -> tuple[fl
     # A hair below F(s) the smallest level is the same, and rounding of alpha cannot lead to the next one.
     alpha = scale / (scale + tau * (1 - 1e-9))
     return alpha, tsds(problem, alpha=alpha, scale=scale)
+
+
+@jax.jit
+def _loss(loss: Partial, weights_U: jax.Array) -> jax.Array:
+    return loss(weights_U)
 
 
 @partial(jax.jit, static_argnames="blur")
