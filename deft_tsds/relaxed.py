@@ -15,10 +15,11 @@ at temperature T added, the maximum is
 u has derivatives in p for fixed noise, and goes to the hard draw as T falls.
 
 **Bias.** For an objective f of the drawn set, E f(u) is not E f(draw), unless f is linear and T small; and the gradient
-of the one is not that of the other. Both differences fall with T, while the variance of the gradient grows as 1/T: a
-temperature of 0.1 to 0.5 is where to begin. `hard=True` gives the drawn rows themselves on the way forward and the
-derivative of u on the way back (straight-through): no bias of the value, and another bias of the gradient, taken as it
-is where f was never meant for rows in part. The tests measure all of this on cases small enough to enumerate.
+of the one is not that of the other. Both differences fall with T, while the variance of the gradient grows as 1/T. On
+a quadratic f of 2 rows out of 6, small enough to enumerate (tests), the gradient was off by 60%, 24% and 6% of its
+length at T = 2, 0.5 and 0.1. `hard=True` gives the drawn rows themselves on the way forward and the derivative of u on
+the way back (straight-through): no bias of the value, and no better gradient (28% off at T = 0.5). It is for an f that
+was never meant for rows in part.
 """
 
 from __future__ import annotations
