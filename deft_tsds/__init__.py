@@ -10,10 +10,15 @@ from __future__ import annotations
 from deft_tsds import selectors, terms
 from deft_tsds.cost import PlanCost, plan_cost
 from deft_tsds.density import kernel_density
+from deft_tsds.implicit import Optimum, optimum
 from deft_tsds.kmeans import KMeans, kmeans
+from deft_tsds.knobs import Learned, RidgeProbe, learn_knobs
 from deft_tsds.neighbors import Neighbors, nearest_neighbors
 from deft_tsds.objective import Objective, Term
+from deft_tsds.pairs import Pairs
+from deft_tsds.path import path_ends, path_plan
 from deft_tsds.problem import Plan, Problem
+from deft_tsds.relaxed import relaxed_sample
 from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
 from deft_tsds.solve import solve, sweep
@@ -26,19 +31,28 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KMeans",
+    "Learned",
     "Neighbors",
     "Objective",
+    "Optimum",
+    "Pairs",
     "Plan",
     "PlanCost",
     "Pool",
     "Problem",
+    "RidgeProbe",
     "Selection",
     "Term",
     "__version__",
     "kernel_density",
     "kmeans",
+    "learn_knobs",
     "nearest_neighbors",
+    "optimum",
+    "path_ends",
+    "path_plan",
     "plan_cost",
+    "relaxed_sample",
     "sample",
     "select",
     "selectors",
