@@ -14,7 +14,8 @@ solved in a few.
 
 **Momentum.** Where h is curved, the next x is not y but log y + k/(k+3) (log y - log y_before), Nesterov's point taken
 in logarithms: a plan too, since rows are made to sum to 1. Entries that leave the support fall exponentially, which is
-a straight line there. Where the value rises, k goes back to 0, and the step without momentum is taken instead.
+a straight line there. Where the value rises, k goes back to 0, and the step without momentum is taken instead; else
+twice the excess is let pass, since it is the value that decides.
 
 **The certificate.** h is convex, so that h(z) >= h(x) + <grad h(x), z - x> everywhere. The least value of the
 right-hand side plus g, over all z of the region, is below the optimum; for a free marginal without kinks, it is what
@@ -69,8 +70,10 @@ class _State(NamedTuple):
     smooth: jax.Array
     slopes: jax.Array
     value: jax.Array
+    log_y: jax.Array
+    """Where a step from r leads."""
     behind: jax.Array
-    """log y of the step before."""
+    """Where the step before led."""
     run: jax.Array
     """k, the steps with momentum since it was last given up."""
     bound: jax.Array
@@ -108,51 +111,58 @@ def descend(
         slopes = jnp.where(weights_M[:, None] > 0, slopes, 0)  # padding has no say
         return value, slopes, value + region.penalty(jnp.exp(log_r))
 
-    def step(state):
-        mass = weights_M[:, None] * jnp.exp(state.log_r)
-        log_y, multipliers = region.project(state.log_r - state.step * state.slopes, state.step, state.multipliers)
-        here = jnp.vdot(state.slopes, mass)
-        base = state.smooth - here
-        bound = jnp.fmax(state.bound, base + region.bound(state.slopes, multipliers, state.value - base))
+    def propose(log_r, smooth, slopes, value, step, multipliers):
+        """Where a step leads, its multipliers, and the bound that they prove."""
+        log_y, multipliers = region.project(log_r - step * slopes, step, multipliers)
+        base = smooth - jnp.vdot(slopes, weights_M[:, None] * jnp.exp(log_r))
+        return log_y, multipliers, base + region.bound(slopes, multipliers, value - base)
 
-        log_x = log_y
+    def step(state):
+        log_x = state.log_y
         if region.momentum:
             push = state.run / (state.run + 3)
-            log_x = jax.nn.log_softmax(log_y + push * (log_y - state.behind), axis=1)
+            log_x = jax.nn.log_softmax(log_x + push * (log_x - state.behind), axis=1)
         smooth_x, slopes_x, value_x = evaluate(log_x)
-        mass_x = weights_M[:, None] * jnp.exp(log_x)
-        linear = jnp.vdot(state.slopes, mass_x)
+
+        mass, mass_x = (weights_M[:, None] * jnp.exp(log) for log in (state.log_r, log_x))
+        here, linear = jnp.vdot(state.slopes, mass), jnp.vdot(state.slopes, mass_x)
         excess = smooth_x - state.smooth - (linear - here)
         divergence = jnp.sum(jnp.where(mass_x > 0, mass_x * (log_x - state.log_r), 0))
         noise = _ROUNDING * (jnp.abs(state.smooth) + jnp.abs(linear) + jnp.abs(here))
         plain = state.run == 0
-        modelled = excess <= divergence / state.step + noise  # not, where it is NaN
+        modelled = excess <= jnp.where(plain, 1, 2) * divergence / state.step + noise  # not, where it is NaN
         taken = modelled & (plain | (value_x <= state.value + noise))
+
         ratio = divergence / (state.step * jnp.maximum(excess, noise))
         # An excess that is rounding alone says nothing against the step, and momentum that failed says little.
-        lowest = jnp.where((jnp.abs(excess) <= noise) | ~(taken | plain), 1.0, _SHRINKAGE)
-        highest = jnp.where(plain, region.growth(multipliers), _MOMENTUM_GROWTH)
+        lowest = jnp.where(jnp.abs(excess) <= noise, 1.0, jnp.where(taken | plain, _SHRINKAGE, 0.5))
+        highest = jnp.where(plain, region.growth(state.multipliers), _MOMENTUM_GROWTH)
         growth = jnp.where(jnp.isfinite(ratio), jnp.clip(_SAFETY * ratio, lowest, highest), lowest)
+        growth = jnp.where(modelled & ~taken, 1.0, growth)
         new_step = jnp.minimum(state.step * growth, longest)
-        kept = (state.log_r, state.smooth, state.slopes, state.value, state.log_r)
-        found = (log_x, smooth_x, slopes_x, value_x, log_y)
-        log_r, smooth_r, slopes_r, value_r, behind = jax.tree.map(partial(jnp.where, taken), found, kept)
+
+        kept = (state.log_r, state.smooth, state.slopes, state.value)
+        found = (log_x, smooth_x, slopes_x, value_x)
+        point = jax.tree.map(partial(jnp.where, taken), found, kept)
+        behind = jnp.where(taken, state.log_y, state.log_r)
         run = jnp.where(taken & (excess > noise) & region.momentum, state.run + 1, 0)
-        count = state.count + 1
-        return _State(log_r, smooth_r, slopes_r, value_r, behind, run, bound, new_step, multipliers, count)
+        log_y, multipliers, bound = propose(*point, new_step, state.multipliers)
+        bound = jnp.fmax(state.bound, bound)
+        return _State(*point, log_y, behind, run, bound, new_step, multipliers, state.count + 1)
 
     def going(state):
         gap = state.value - state.bound
-        return (gap > allowance(state.value, scale, tolerance)) & (state.count < max_iterations)
+        return ~(gap <= allowance(state.value, scale, tolerance)) & (state.count < max_iterations)
 
     log_r, multipliers = region.enter(start.log_r_MxK)
-    first_smooth, slopes, first_value = evaluate(log_r)
+    smooth_r, slopes, value = evaluate(log_r)
     spread = jnp.dot(weights_M, jnp.max(slopes, axis=1) - jnp.min(slopes, axis=1))
     own_step = 1 / jnp.where(spread > 0, spread, 1)
     longest = _LONGEST * own_step
     first_step = jnp.where(start.step > 0, jnp.minimum(start.step, longest), own_step)
-    none, zero = jnp.array(-jnp.inf, log_r.dtype), jnp.array(0)
-    state = _State(log_r, first_smooth, slopes, first_value, log_r, zero, none, first_step, multipliers, zero)
+    log_y, multipliers, bound = propose(log_r, smooth_r, slopes, value, first_step, multipliers)
+    none = jnp.array(0)
+    state = _State(log_r, smooth_r, slopes, value, log_y, log_r, none, bound, first_step, multipliers, none)
     state = jax.lax.while_loop(going, step, state)
     violation = region.violation(jnp.exp(state.log_r))
     return Found(state.log_r, state.value, state.bound, state.step, state.count, violation)

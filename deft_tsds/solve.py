@@ -148,20 +148,28 @@ def _follow(
         order.reverse()
     patience = min(most, _PATIENCE * sum(int(found.count) for _, _, found in ends.values()))
 
-    start, log_behind = cold, None
-    for place, i in enumerate(track(order, "weights")):
+    start, last_four = cold, ()
+    for i in track(order, "weights"):
         one, scale, found = ends[i] if i in ends else descend_at(i, start, patience)
         if i not in ends and patience <= int(found.count) < most:
             one, scale, found = descend_at(i, cold, most)
             found = found._replace(count=found.count + patience)
         yield i, one, scale, found
+        last_four = (*(last_four or (found.log_r_MxK,) * 4)[1:], found.log_r_MxK)
+        start = Start(_ahead(problem.query_weights_M, last_four), found.step)
 
-        log_r, share = found.log_r_MxK, 0.0
-        if 0 < place < len(order) - 1:
-            last, ahead = np.linalg.norm(np.diff(points_SxW[order[place - 1 : place + 2]], axis=0), axis=1)
-            share = min(ahead / last, 1.0) if last > 0 else 0.0
-        start = Start(log_r if log_behind is None else log_r + share * (log_r - log_behind), found.step)
-        log_behind = log_r
+
+@jax.jit
+def _ahead(weights_M: jax.Array, ends: tuple[jax.Array, ...]) -> jax.Array:
+    """Where the next end will be: the last one, or a line or a parabola through the last in logarithms.
+
+    That of the three which would have been nearest to the last end, by KL(last | guess), which is what a descent has
+    to go. The steps from weight to weight count as equal; where they are not, the last end wins.
+    """
+    a, b, c, d = ends
+    before = jax.nn.log_softmax(jnp.stack([c, 2 * c - b, 3 * c - 3 * b + a]), axis=2)
+    off = jnp.sum(weights_M[:, None] * jnp.exp(d) * (d - before), axis=(1, 2))
+    return jnp.stack([d, 2 * d - c, 3 * d - 3 * c + b])[jnp.argmin(off)]
 
 
 def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
