@@ -67,6 +67,7 @@ class Found(NamedTuple):
 
 class _State(NamedTuple):
     log_r: jax.Array
+    r: jax.Array
     smooth: jax.Array
     slopes: jax.Array
     value: jax.Array
@@ -105,16 +106,19 @@ def descend(
     """Go down from `start` until the gap is within the allowance, or for max_iterations steps."""
     weights_M = problem.query_weights_M
 
-    def evaluate(log_r):
-        mass = weights_M[:, None] * jnp.exp(log_r)
+    def evaluate(r):
+        mass = weights_M[:, None] * r
         value, slopes = jax.value_and_grad(lambda mass: smooth(terms.plan_of(mass, problem), problem))(mass)
         slopes = jnp.where(weights_M[:, None] > 0, slopes, 0)  # padding has no say
-        return value, slopes, value + region.penalty(jnp.exp(log_r))
+        return value, slopes, value + region.penalty(r)
 
-    def propose(log_r, smooth, slopes, value, step, multipliers):
+    def over_mass(r, values):
+        return jnp.dot(weights_M, jnp.sum(r * values, axis=1))
+
+    def propose(log_r, r, smooth, slopes, value, step, multipliers):
         """Where a step leads, its multipliers, and the bound that they prove."""
         log_y, multipliers = region.project(log_r - step * slopes, step, multipliers)
-        base = smooth - jnp.vdot(slopes, weights_M[:, None] * jnp.exp(log_r))
+        base = smooth - over_mass(r, slopes)
         return log_y, multipliers, base + region.bound(slopes, multipliers, value - base)
 
     def step(state):
@@ -122,12 +126,12 @@ def descend(
         if region.momentum:
             push = state.run / (state.run + 3)
             log_x = jax.nn.log_softmax(log_x + push * (log_x - state.behind), axis=1)
-        smooth_x, slopes_x, value_x = evaluate(log_x)
+        x = jnp.exp(log_x)
+        smooth_x, slopes_x, value_x = evaluate(x)
 
-        mass, mass_x = (weights_M[:, None] * jnp.exp(log) for log in (state.log_r, log_x))
-        here, linear = jnp.vdot(state.slopes, mass), jnp.vdot(state.slopes, mass_x)
+        here, linear = over_mass(state.r, state.slopes), over_mass(x, state.slopes)
         excess = smooth_x - state.smooth - (linear - here)
-        divergence = jnp.sum(jnp.where(mass_x > 0, mass_x * (log_x - state.log_r), 0))
+        divergence = over_mass(x, jnp.where(x > 0, log_x - state.log_r, 0))
         noise = _ROUNDING * (jnp.abs(state.smooth) + jnp.abs(linear) + jnp.abs(here))
         plain = state.run == 0
         modelled = excess <= jnp.where(plain, 1, 2) * divergence / state.step + noise  # not, where it is NaN
@@ -141,8 +145,8 @@ def descend(
         growth = jnp.where(modelled & ~taken, 1.0, growth)
         new_step = jnp.minimum(state.step * growth, longest)
 
-        kept = (state.log_r, state.smooth, state.slopes, state.value)
-        found = (log_x, smooth_x, slopes_x, value_x)
+        kept = (state.log_r, state.r, state.smooth, state.slopes, state.value)
+        found = (log_x, x, smooth_x, slopes_x, value_x)
         point = jax.tree.map(partial(jnp.where, taken), found, kept)
         behind = jnp.where(taken, state.log_y, state.log_r)
         run = jnp.where(taken & (excess > noise) & region.momentum, state.run + 1, 0)
@@ -155,14 +159,15 @@ def descend(
         return ~(gap <= allowance(state.value, scale, tolerance)) & (state.count < max_iterations)
 
     log_r, multipliers = region.enter(start.log_r_MxK)
-    smooth_r, slopes, value = evaluate(log_r)
+    r = jnp.exp(log_r)
+    smooth_r, slopes, value = evaluate(r)
     spread = jnp.dot(weights_M, jnp.max(slopes, axis=1) - jnp.min(slopes, axis=1))
     own_step = 1 / jnp.where(spread > 0, spread, 1)
     longest = _LONGEST * own_step
+    point = (log_r, r, smooth_r, slopes, value)
     first_step = jnp.where(start.step > 0, jnp.minimum(start.step, longest), own_step)
-    log_y, multipliers, bound = propose(log_r, smooth_r, slopes, value, first_step, multipliers)
+    log_y, multipliers, bound = propose(*point, first_step, multipliers)
     none = jnp.array(0)
-    state = _State(log_r, smooth_r, slopes, value, log_y, log_r, none, bound, first_step, multipliers, none)
+    state = _State(*point, log_y, log_r, none, bound, first_step, multipliers, none)
     state = jax.lax.while_loop(going, step, state)
-    violation = region.violation(jnp.exp(state.log_r))
-    return Found(state.log_r, state.value, state.bound, state.step, state.count, violation)
+    return Found(state.log_r, state.value, state.bound, state.step, state.count, region.violation(state.r))

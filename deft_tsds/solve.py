@@ -76,7 +76,7 @@ def solve(
         objective = jax.tree.map(_as_float64, objective)
         objective.check(_even_plan(problem), problem)
         smooth, region = _split(problem, objective, cap, marginal)
-        scale = _scale(problem, objective)
+        scale = _scale(objective, _even_values(problem, objective))
         found = descend(problem, smooth, region, even_start(problem), scale, tolerance, max_iterations)
         return _answer(problem, objective, scale, tolerance, found)
 
@@ -134,13 +134,14 @@ def _follow(
     def descend_at(i: int, start: Start, most: int) -> tuple[Objective, float, Found]:
         one = objective.with_weights(**dict(zip(names, points_SxW[i].tolist(), strict=True)))
         one = jax.tree.map(_as_float64, one)
-        scale = _scale(problem, one)
+        scale = _scale(one, even)
         return one, scale, descend(problem, *_split(problem, one, None, None), start, scale, tolerance, most)
 
     def entropy(i: int) -> float:
         log_r_MxK = ends[i][2].log_r_MxK
         return -float(jnp.vdot(problem.query_weights_M[:, None] * jnp.exp(log_r_MxK), log_r_MxK))
 
+    even = _even_values(problem, objective)
     order = np.lexsort(points_SxW.T[::-1]).tolist()
     cold = even_start(problem)
     ends = {i: descend_at(i, cold, most) for i in {order[0], order[-1]}}
@@ -167,9 +168,13 @@ def _ahead(weights_M: jax.Array, ends: tuple[jax.Array, ...]) -> jax.Array:
     to go. The steps from weight to weight count as equal; where they are not, the last end wins.
     """
     a, b, c, d = ends
-    before = jax.nn.log_softmax(jnp.stack([c, 2 * c - b, 3 * c - 3 * b + a]), axis=2)
-    off = jnp.sum(weights_M[:, None] * jnp.exp(d) * (d - before), axis=(1, 2))
-    return jnp.stack([d, 2 * d - c, 3 * d - 3 * c + b])[jnp.argmin(off)]
+
+    def off(guess):
+        missed_M = jnp.sum(jnp.exp(d) * (d - guess), axis=1) + jax.nn.logsumexp(guess, axis=1)
+        return jnp.dot(weights_M, missed_M)
+
+    best = jnp.argmin(jnp.stack([off(c), off(2 * c - b), off(3 * c - 3 * b + a)]))
+    return jax.lax.switch(best, [lambda: d, lambda: 2 * d - c, lambda: 3 * d - 3 * c + b])
 
 
 def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
@@ -244,11 +249,16 @@ def _plan_and_parts(problem: Problem, objective: Objective, shares_MxK: jax.Arra
     return plan, objective.parts(plan, problem)
 
 
-def _scale(problem: Problem, objective: Objective) -> float:
-    """How large the value is where every query spreads its mass evenly."""
+def _even_values(problem: Problem, objective: Objective) -> dict[str, float]:
+    """What each term is where every query spreads its mass evenly."""
     m, k = problem.costs_MxK.shape
-    _, parts = _plan_and_parts(problem, objective, jnp.full((m, k), 1 / k))
-    return abs(sum(map(float, parts.values())))
+    ones = jax.tree.map(_as_float64, objective.with_weights(**dict.fromkeys(objective.terms, 1.0)))
+    return {name: float(value) for name, value in _plan_and_parts(problem, ones, jnp.full((m, k), 1 / k))[1].items()}
+
+
+def _scale(objective: Objective, even: dict[str, float]) -> float:
+    """How large the value is there."""
+    return abs(sum(float(objective.weights[name]) * value for name, value in even.items()))
 
 
 def _answer(
