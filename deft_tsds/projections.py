@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 
 _SCALINGS = 1000
-_ALTERNATIONS = 300
-_AGREEMENT = 1e-9
+_ALTERNATIONS = 100
+_AGREEMENT = 1e-6
 
 
 class Region:
