@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_cost_comes_to_that_of_unregularised_transport_as_epsilon_falls():
         objective = dt.Objective.of(align=ALIGN, spread=(epsilon, dt.terms.entropy))
         _, info = dt.solve(PROBLEM, objective, marginal=MARGINAL, tolerance=1e-6)
         above.append(info["parts"]["align"] / best - 1)
-    assert all(later < earlier for earlier, later in zip(above, above[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(above))
     assert -1e-6 <= above[-1] <= 1e-4
     _, info = dt.solve(PROBLEM, dt.Objective.of(align=ALIGN), marginal=MARGINAL)  # and without any entropy
     assert info["converged"]

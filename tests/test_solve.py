@@ -218,9 +218,9 @@ def test_a_sweep_in_any_order_and_over_several_weights_and_from_spread_to_sparse
         assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
     assert sum(info["steps"] for _, info in swept) < 0.6 * sum(info["steps"] for info in alone)
     # Backwards in the other weight, and a grid of both, where the neighbours are not always near.
-    for given in ({"a": weights[::4]}, {"a": [1.0, 1.0, 5.0, 5.0], "r": [0.1, 1.0, 0.1, 1.0]}, {"r": [0.3]}):
-        for i, (_, info) in enumerate(dt.sweep(problem, objective, **given)):
-            _, other = dt.solve(problem, objective.with_weights(**{name: given[name][i] for name in given}))
+    for several in ({"a": weights[::4]}, {"a": [1.0, 1.0, 5.0, 5.0], "r": [0.1, 1.0, 0.1, 1.0]}, {"r": [0.3]}):
+        for i, (_, info) in enumerate(dt.sweep(problem, objective, **several)):
+            _, other = dt.solve(problem, objective.with_weights(**{name: several[name][i] for name in several}))
             assert info["converged"]
             assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
 
