@@ -1,28 +1,33 @@
-"""The solver: problem RT at full size beside its closed form, and a sweep of weights beside separate solves.
+"""The solver: problem RT at full size beside its closed form, a sweep of weights beside separate solves, and POT.
 
     python benchmarks/solve.py                       # RT at M = 50, 200 and 1,000; K = 500, 1,000 and 5,000
     python benchmarks/solve.py --what sweep          # 64 weights at M = 200, K = 1,000
+    python benchmarks/solve.py --what pot            # entropic transport, both marginals given, M = 1,000, U = 10,000
 
 "first" includes compilation. "gap" is what the solver certifies, relative to the value; "above" is how far its value
-lies above the exact optimum of `dt.tsds`, relative to that.
+lies above the exact optimum of `dt.tsds`, relative to that. "peak" is all that the process has ever held, the
+problem and what went before it included.
+Beside POT, "off" is the sum over candidates of how far p_j is from its marginal.
 """
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from measure import clustered, print_table
+from measure import clustered, compare, print_table
 
 
 @dataclass(frozen=True)
 class Settings:
     """Which cases to time."""
 
-    what: Literal["rt", "sweep"] = "rt"
-    """Problem RT, or the sweep."""
+    what: Literal["rt", "sweep", "pot"] = "rt"
+    """Problem RT, the sweep, or the comparison with POT."""
     queries: tuple[int, ...] = (50, 200, 1000)
     """M, for "rt"."""
     neighbors: tuple[int, ...] = (500, 1000, 5000)
@@ -37,6 +42,8 @@ class Settings:
     """Points of the sweep, at M = 200 and K = 1,000."""
     calls: int = 2
     """How often each solve is run; the best counts."""
+    epsilon: float = 0.05
+    """Weight of the entropy, for "pot"; costs are random in [0, 1]."""
 
 
 def neighborhoods(settings: Settings, m: int, k: int) -> Any:
@@ -71,10 +78,11 @@ def time_rt(settings: Settings) -> None:
                 lambda objective=objective, p=problem: dt.solve(p, objective), settings.calls
             )
             optimum = dt.tsds(problem, alpha=0.5, scale=5.0, regularizer=regularizer).info["value"]
-            row = [f"{m:,}", f"{k:,}", regularizer, f"{first:.2f}", f"{best:.2f}", str(info["steps"])]
+            memory = f"{1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9:.2f}"
+            row = [f"{m:,}", f"{k:,}", regularizer, f"{first:.2f}", f"{best:.2f}", memory, str(info["steps"])]
             row += [f"{info['gap'] / info['value']:.0e}", f"{info['value'] / optimum - 1:.0e}", str(info["converged"])]
             table.append(row)
-    columns = ["M", "K", "term", "first s", "s", "steps", "gap", "above", "converged"]
+    columns = ["M", "K", "term", "first s", "s", "peak GB", "steps", "gap", "above", "converged"]
     print_table(f"problem RT by solve, N = {settings.candidates:,}", columns, table)
 
 
@@ -101,8 +109,58 @@ def time_sweep(settings: Settings) -> None:
     print_table(f"{settings.weights} weights, M = 200, K = 1,000", ["", "first s", "s", "steps", "converged"], rows)
 
 
+def dense(m: int, u: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random costs [m, u] and two marginals."""
+    return np.random.default_rng(0).random((m, u)), np.full(m, 1 / m), np.full(u, 1 / u)
+
+
+def solve_dense(m: int, u: int, epsilon: float) -> Callable[[], Any]:
+    """`dt.solve` with transport cost, entropy and a given marginal."""
+    import deft_tsds as dt
+
+    costs, rows, columns = dense(m, u)
+    index, ones = np.arange(u, dtype=np.int32), np.ones(u, np.float32)
+    problem = dt.Problem(costs, np.full(m, np.inf), np.broadcast_to(index, (m, u)), index, ones, rows, u)
+    objective = dt.Objective.of(align=(1.0, dt.terms.transport_cost), spread=(epsilon, dt.terms.entropy))
+    return lambda: dt.solve(problem, objective, marginal=columns)
+
+
+def sinkhorn_dense(m: int, u: int, epsilon: float) -> Callable[[], Any]:
+    """`ot.sinkhorn`, which stops at a marginal error of 1e-9."""
+    import ot
+
+    costs, rows, columns = dense(m, u)
+    return lambda: ot.sinkhorn(rows, columns, costs, epsilon, stopThr=1e-9, log=True)
+
+
+def time_pot(settings: Settings) -> None:
+    """Print `solve` and POT on one dense problem."""
+    case = {"m": 1000, "u": 10_000, "epsilon": settings.epsilon}
+    timings = compare(
+        {"solve": "solve:solve_dense", "POT": "solve:sinkhorn_dense"}, case, rounds=1, calls=settings.calls
+    )
+    (plan, info), (peer, log) = solve_dense(**case)(), sinkhorn_dense(**case)()
+    off = {"solve": info["violation"], "POT": np.abs(peer.sum(axis=0) - 1 / case["u"]).sum()}
+    passes = {"solve": f"{info['steps']} steps", "POT": f"{log['niter']} iterations"}
+    rows = [
+        [
+            name,
+            f"{t.first_seconds:.2f}",
+            f"{t.seconds:.2f}",
+            f"{t.peak_bytes / 1e9:.2f}",
+            passes[name],
+            f"{off[name]:.0e}",
+        ]
+        for name, t in timings.items()
+    ]
+    rows.append(["ratio", "", f"{timings['solve'].seconds / timings['POT'].seconds:.1f}", "", "", ""])
+    apart = np.abs(plan.mass_MxK - peer).sum()
+    title = f"entropic transport, M = 1,000, U = 10,000, eps {settings.epsilon:g}; the two plans differ by {apart:.0e}"
+    print_table(title, ["", "first s", "s", "memory GB", "", "off"], rows)
+
+
 if __name__ == "__main__":
     import tyro
 
     chosen = tyro.cli(Settings, description=__doc__)
-    (time_rt if chosen.what == "rt" else time_sweep)(chosen)
+    {"rt": time_rt, "sweep": time_sweep, "pot": time_pot}[chosen.what](chosen)

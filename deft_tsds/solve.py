@@ -1,22 +1,9 @@
 """The best plan for an objective, and a proof of how near to the best it is.
 
-    min over gamma >= 0, sum_j gamma_ij = w_i     h(gamma) + g(gamma)
+    min over gamma >= 0, sum_j gamma_ij = w_i     sum_t weight_t term_t(gamma)
 
-h is the sum of the smooth terms and g the one kinked term, if there is one; the candidates' marginal is free, capped or
-given. The method is mirror descent with the entropy of the rows, in its proximal form:
-
-    gamma' = argmin  <grad h(gamma), x> + g(x) + KL(x | gamma) / step       over all x that are allowed
-
-which `deft_tsds.projections` computes exactly: for a free marginal without kinks it is a softmax of each row. The naive
-gradient of a maximum moves one entry at a time and comes to no end; here g is never differentiated. A step is taken
-when h turns out to be below its quadratic-like model, h(gamma') <= h(gamma) + <grad h, gamma' - gamma> + KL(gamma' |
-gamma)/step, so that the objective falls with each one. The next step follows the curvature just seen: where h is linear
-it grows a hundredfold each time, and problem RT is solved in a few.
-
-**The certificate.** h is convex, so that h(x) >= h(gamma) + <grad h(gamma), x - gamma> everywhere. The least value of
-the right-hand side plus g, over all x that are allowed, is below the optimum; for a free marginal without kinks, it is
-what the Frank-Wolfe gap is made of, the minimum of each row of the gradient. Otherwise it is bounded by weak duality
-from the multipliers of the proximal step. `gap` is the value minus the best of these bounds.
+Smooth terms are differentiated; kinked ones (`terms.KINKED`), a cap and a given marginal are regions, whose proximal
+maps are exact (`deft_tsds.projections`, `deft_tsds.kinks`). `deft_tsds.descent` has the method and the certificate.
 
 All of it is one float64 program: a relative gap of 1e-4 is a difference of sums over M K entries that agree to four
 figures more than that, which float32 does not have.
@@ -24,9 +11,10 @@ figures more than that, which float32 does not have.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,25 +22,14 @@ import numpy as np
 
 from deft_tsds import terms
 from deft_tsds.arrays import check_count, check_real
+from deft_tsds.descent import Found, Start, allowance, descend, even_start
+from deft_tsds.kinks import Box, Tv
 from deft_tsds.objective import Objective
 from deft_tsds.problem import Plan, Problem
-from deft_tsds.projections import Box, Free, Marginal, Region, Tv
+from deft_tsds.projections import Both, Free, Marginal, Region
+from deft_tsds.runs import track
 
-_SHRINKAGE, _SAFETY = 0.1, 0.9
-_LONGEST = 1e9
-_ROUNDING = 1e-13
-_NEAR_ZERO = 1e-3
-
-
-class _State(NamedTuple):
-    log_r: jax.Array
-    smooth: jax.Array
-    slopes: jax.Array
-    value: jax.Array
-    bound: jax.Array
-    step: jax.Array
-    multipliers: Any
-    count: jax.Array
+_PATIENCE = 4
 
 
 def solve(
@@ -68,7 +45,8 @@ def solve(
 
     Args:
         problem: queries and neighbourhoods.
-        objective: what to minimise; at most one term may be kinked (`terms.KINKED`), and none with cap or marginal.
+        objective: what to minimise. Several kinked terms (`terms.KINKED`), or one with cap or marginal, alternate
+            between their maps within each step, which takes many times longer than one alone.
         tolerance: the gap to reach, relative to the value (to a thousandth of the value at the start, where the value
             itself comes closer to zero than that).
         max_iterations: how many steps to try at most.
@@ -86,8 +64,8 @@ def solve(
             message: one sentence for people.
 
     Raises:
-        ValueError: a term that is no finite scalar at the start (see `Objective.check`), two kinked terms, arguments
-            out of range, a cap that leaves no room, a marginal of the wrong shape or sum.
+        ValueError: a term that is no finite scalar at the start (see `Objective.check`), arguments out of range, a cap
+            that leaves no room, a marginal of the wrong shape or sum.
 
     Warns:
         UserWarning: not converged; the message says how far.
@@ -98,8 +76,9 @@ def solve(
         objective = jax.tree.map(_as_float64, objective)
         objective.check(_even_plan(problem), problem)
         smooth, region = _split(problem, objective, cap, marginal)
-        found = _descend(problem, smooth, region, tolerance, max_iterations)
-        return _answer(problem, objective, tolerance, *found)
+        scale = _scale(objective, _even_values(problem, objective))
+        found = descend(problem, smooth, region, even_start(problem), scale, tolerance, max_iterations)
+        return _answer(problem, objective, scale, tolerance, found)
 
 
 def sweep(
@@ -110,14 +89,21 @@ def sweep(
     max_iterations: int = 2000,
     **weights: Any,
 ) -> list[tuple[Plan, dict[str, Any]]]:
-    """Solve one objective for many weights, side by side in one compiled program (free marginals).
+    """Solve one objective for many weights, one after another in one compiled program (free marginals).
+
+    Each descent begins where the one of the next weights ended, moved on by as much as those differ from theirs; the
+    certificate is that of `solve`, which does not look at the start. From a plan that is spread out to one that is
+    not the way is short, and long in the other direction, where mass that has gone must come back. So both ends are
+    solved first, and the sweep begins at the one of the larger entropy. A descent that takes longer than both ends did
+    is begun again as `solve` begins.
 
     Args:
         problem, objective, tolerance, max_iterations: as in `solve`.
         weights: by name of a term, a vector of S weights; all of the same length.
 
     Returns:
-        S pairs of Plan and info, as `solve` gives them. Memory grows with S M K.
+        S pairs of Plan and info, as `solve` gives them, in the order of the weights; `steps` counts all that were
+        tried. The plans take 8 S M K bytes.
 
     Raises:
         ValueError: as `solve`; no weights, or vectors of different lengths.
@@ -129,17 +115,66 @@ def sweep(
     if len(set(lengths.values())) > 1 or any(len(shape) != 1 or shape == (0,) for shape in lengths.values()):
         raise ValueError(f"the weights have shapes {lengths}: give vectors of one length.")
     objective.with_weights(**weights)  # checks them
+    points_SxW = np.stack([np.asarray(values, dtype=np.float64) for values in weights.values()], axis=1)
     with jax.enable_x64(True):
         problem = jax.tree.map(_as_float64, problem)
         objective = jax.tree.map(_as_float64, objective)
         objective.check(_even_plan(problem), problem)
-        chosen = {name: jnp.asarray(values, jnp.float64) for name, values in weights.items()}
-        found = _descend_all(problem, objective, chosen, tolerance, max_iterations)
-        answers = []
-        for i, each in enumerate(zip(*found, strict=True)):
-            one = objective.with_weights(**{name: float(values[i]) for name, values in chosen.items()})
-            answers.append(_answer(problem, one, tolerance, *each))
+        answers: list[Any] = [None] * len(points_SxW)
+        for i, one, scale, found in _follow(problem, objective, list(weights), points_SxW, tolerance, max_iterations):
+            answers[i] = _answer(problem, one, scale, tolerance, found)
         return answers
+
+
+def _follow(
+    problem: Problem, objective: Objective, names: list[str], points_SxW: np.ndarray, tolerance: float, most: int
+) -> Iterator[tuple[int, Objective, float, Found]]:
+    """For each point its place, objective and scale, and where the descent from its neighbour's end came to."""
+
+    def descend_at(i: int, start: Start, most: int) -> tuple[Objective, float, Found]:
+        one = objective.with_weights(**dict(zip(names, points_SxW[i].tolist(), strict=True)))
+        one = jax.tree.map(_as_float64, one)
+        scale = _scale(one, even)
+        return one, scale, descend(problem, *_split(problem, one, None, None), start, scale, tolerance, most)
+
+    def entropy(i: int) -> float:
+        log_r_MxK = ends[i][2].log_r_MxK
+        return -float(jnp.vdot(problem.query_weights_M[:, None] * jnp.exp(log_r_MxK), log_r_MxK))
+
+    even = _even_values(problem, objective)
+    order = np.lexsort(points_SxW.T[::-1]).tolist()
+    cold = even_start(problem)
+    ends = {i: descend_at(i, cold, most) for i in {order[0], order[-1]}}
+    if entropy(order[0]) < entropy(order[-1]):
+        order.reverse()
+    patience = min(most, _PATIENCE * sum(int(found.count) for _, _, found in ends.values()))
+
+    start, last_four = cold, ()
+    for i in track(order, "weights"):
+        one, scale, found = ends[i] if i in ends else descend_at(i, start, patience)
+        if i not in ends and patience <= int(found.count) < most:
+            one, scale, found = descend_at(i, cold, most)
+            found = found._replace(count=found.count + patience)
+        yield i, one, scale, found
+        last_four = (*(last_four or (found.log_r_MxK,) * 4)[1:], found.log_r_MxK)
+        start = Start(_ahead(problem.query_weights_M, last_four), found.step)
+
+
+@jax.jit
+def _ahead(weights_M: jax.Array, ends: tuple[jax.Array, ...]) -> jax.Array:
+    """Where the next end will be: the last one, or a line or a parabola through the last in logarithms.
+
+    That of the three which would have been nearest to the last end, by KL(last | guess), which is what a descent has
+    to go. The steps from weight to weight count as equal; where they are not, the last end wins.
+    """
+    a, b, c, d = ends
+
+    def off(guess):
+        missed_M = jnp.sum(jnp.exp(d) * (d - guess), axis=1) + jax.nn.logsumexp(guess, axis=1)
+        return jnp.dot(weights_M, missed_M)
+
+    best = jnp.argmin(jnp.stack([off(c), off(2 * c - b), off(3 * c - 3 * b + a)]))
+    return jax.lax.switch(best, [lambda: d, lambda: 2 * d - c, lambda: 3 * d - 3 * c + b])
 
 
 def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
@@ -159,27 +194,28 @@ def _even_plan(problem: Problem) -> Plan:
 
 def _split(problem: Problem, objective: Objective, cap: Any, marginal: Any) -> tuple[Objective, Region]:
     """The smooth terms, and the region that stands for the rest."""
-    weights_M = problem.query_weights_M
-    kinked = [name for name, term in objective.terms.items() if term.function in terms.KINKED]
-    if len(kinked) > 1:
-        raise ValueError(f"terms {', '.join(kinked)} all have kinks, and solve takes one such term: leave one of them.")
+    weights_M, k, n = problem.query_weights_M, problem.costs_MxK.shape[1], problem.size
+    # A kinked term takes no arguments, so that two of one function are one of both weights.
+    kinked: dict[Any, Any] = {}
+    for name, term in objective.terms.items():
+        if term.function in terms.KINKED:
+            kinked[term.function] = kinked.get(term.function, 0.0) + objective.weights[name]
+    smooth = [name for name, term in objective.terms.items() if term.function not in terms.KINKED]
+    regions: list[Region] = []
+    for function, weight in kinked.items():
+        if function is terms.tv_deviation:
+            regions.append(Tv(weights_M, jnp.array(1 / n), jnp.array((n - k) / n), weight))
+        else:
+            inverse_U, total = terms.inverse_densities(problem, function)
+            reference = jnp.full((), 1 / total, weights_M.dtype)
+            least = reference if k < n else jnp.zeros_like(reference)
+            regions.append(Box(weights_M, inverse_U[problem.index_MxK], reference, least, weight))
     if cap is not None or marginal is not None:
-        if kinked:
-            raise ValueError(f"term {kinked[0]!r} has kinks, which solve does not take with cap or marginal: leave it.")
-        return objective, Marginal(weights_M, problem.index_MxK, *_check_limit(problem, cap, marginal))
-    if not kinked:
-        return objective, Free(weights_M)
-    name = kinked[0]
-    rest = [other for other in objective.terms if other != name]
-    smooth = Objective({key: objective.weights[key] for key in rest}, {key: objective.terms[key] for key in rest})
-    weight = objective.weights[name]
-    k, n = problem.costs_MxK.shape[1], problem.size
-    if objective.terms[name].function is terms.tv_deviation:
-        return smooth, Tv(weights_M, jnp.array(1 / n), jnp.array((n - k) / n), weight)
-    inverse_U, total = terms.inverse_densities(problem, objective.terms[name].function)
-    reference = jnp.asarray(1 / total)
-    least = reference if k < n else jnp.zeros_like(reference)
-    return smooth, Box(weights_M, inverse_U[problem.index_MxK], reference, least, weight)
+        regions.append(Marginal(weights_M, problem.index_MxK, *_check_limit(problem, cap, marginal)))
+    rest = Objective({key: objective.weights[key] for key in smooth}, {key: objective.terms[key] for key in smooth})
+    return rest, functools.reduce(lambda last, first: Both(first, last), reversed(regions)) if regions else Free(
+        weights_M
+    )
 
 
 def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[jax.Array, jax.Array]:
@@ -208,91 +244,36 @@ def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[jax.Array, 
 
 
 @jax.jit
-def _descend(
-    problem: Problem, smooth: Objective, region: Region, tolerance: Any, max_iterations: Any
-) -> tuple[jax.Array, ...]:
-    """Rows r of the best plan, its value, the best lower bound, the number of steps, and the violation."""
-    weights_M = problem.query_weights_M
-
-    def evaluate(log_r):
-        mass = weights_M[:, None] * jnp.exp(log_r)
-        value, slopes = jax.value_and_grad(lambda mass: smooth(terms.plan_of(mass, problem), problem))(mass)
-        slopes = jnp.where(weights_M[:, None] > 0, slopes, 0)  # padding has no say
-        return value, slopes, value + region.penalty(jnp.exp(log_r))
-
-    def allowance(value):
-        return tolerance * jnp.maximum(jnp.abs(value), _NEAR_ZERO * jnp.abs(first_value))
-
-    def step(state):
-        mass = weights_M[:, None] * jnp.exp(state.log_r)
-        log_y, multipliers = region.project(state.log_r - state.step * state.slopes, state.step, state.multipliers)
-        here = jnp.vdot(state.slopes, mass)
-        base = state.smooth - here
-        bound = jnp.fmax(state.bound, base + region.bound(state.slopes, multipliers, state.value - base))
-
-        smooth_y, slopes_y, value_y = evaluate(log_y)
-        mass_y = weights_M[:, None] * jnp.exp(log_y)
-        linear = jnp.vdot(state.slopes, mass_y)
-        excess = smooth_y - state.smooth - (linear - here)
-        divergence = jnp.sum(jnp.where(mass_y > 0, mass_y * (log_y - state.log_r), 0))
-        noise = _ROUNDING * (jnp.abs(state.smooth) + jnp.abs(linear) + jnp.abs(here))
-        taken = excess <= divergence / state.step + noise  # not, where it is NaN
-        ratio = divergence / (state.step * jnp.maximum(excess, noise))
-        # An excess that is rounding alone says nothing against the step.
-        lowest = jnp.where(jnp.abs(excess) <= noise, 1.0, _SHRINKAGE)
-        growth = jnp.where(jnp.isfinite(ratio), jnp.clip(_SAFETY * ratio, lowest, region.growth), lowest)
-        new_step = jnp.minimum(state.step * growth, _LONGEST * first_step)
-        kept = (state.log_r, state.smooth, state.slopes, state.value)
-        found = (log_y, smooth_y, slopes_y, value_y)
-        log_r, smooth_r, slopes_r, value_r = jax.tree.map(partial(jnp.where, taken), found, kept)
-        return _State(log_r, smooth_r, slopes_r, value_r, bound, new_step, multipliers, state.count + 1)
-
-    def going(state):
-        return (state.value - state.bound > allowance(state.value)) & (state.count < max_iterations)
-
-    log_r, multipliers = region.project(jnp.zeros(problem.costs_MxK.shape), jnp.ones(()), region.start())
-    first_smooth, slopes, first_value = evaluate(log_r)
-    spread = jnp.dot(weights_M, jnp.max(slopes, axis=1) - jnp.min(slopes, axis=1))
-    first_step = 1 / jnp.where(spread > 0, spread, 1)
-    none = jnp.array(-jnp.inf, log_r.dtype)
-    state = _State(log_r, first_smooth, slopes, first_value, none, first_step, multipliers, jnp.array(0))
-    state = jax.lax.while_loop(going, step, state)
-    shares = jnp.exp(state.log_r)
-    return shares, state.value, state.bound, state.count, region.violation(shares)
+def _plan_and_parts(problem: Problem, objective: Objective, shares_MxK: jax.Array) -> tuple[Plan, dict[str, Any]]:
+    plan = terms.plan_of(problem.query_weights_M[:, None] * shares_MxK, problem)
+    return plan, objective.parts(plan, problem)
 
 
-@jax.jit
-def _descend_all(
-    problem: Problem, objective: Objective, weights: dict[str, jax.Array], tolerance: Any, max_iterations: Any
-) -> tuple[jax.Array, ...]:
-    def one(chosen):
-        smooth, region = _split(problem, objective.with_weights(**chosen), None, None)
-        return _descend(problem, smooth, region, tolerance, max_iterations)
+def _even_values(problem: Problem, objective: Objective) -> dict[str, float]:
+    """What each term is where every query spreads its mass evenly."""
+    m, k = problem.costs_MxK.shape
+    ones = jax.tree.map(_as_float64, objective.with_weights(**dict.fromkeys(objective.terms, 1.0)))
+    return {name: float(value) for name, value in _plan_and_parts(problem, ones, jnp.full((m, k), 1 / k))[1].items()}
 
-    return jax.vmap(one)(weights)
+
+def _scale(objective: Objective, even: dict[str, float]) -> float:
+    """How large the value is there."""
+    return abs(sum(float(objective.weights[name]) * value for name, value in even.items()))
 
 
 def _answer(
-    problem: Problem,
-    objective: Objective,
-    tolerance: float,
-    shares: Any,
-    value: Any,
-    bound: Any,
-    steps: Any,
-    violation: Any,
+    problem: Problem, objective: Objective, scale: float, tolerance: float, found: Found
 ) -> tuple[Plan, dict[str, Any]]:
     """What is handed out, on the host, and the warning where it is not what was asked for."""
-    plan = terms.plan_of(problem.query_weights_M[:, None] * shares, problem)
-    value, gap = float(value), float(value - bound)
-    first = abs(float(objective(_even_plan(problem), problem)))
-    allowed = tolerance * max(abs(value), _NEAR_ZERO * first)
+    plan, parts = _plan_and_parts(problem, objective, jnp.exp(found.log_r_MxK))
+    value, gap, violation = float(found.value), float(found.value - found.bound), float(found.violation)
+    allowed = float(allowance(value, scale, tolerance))
     info: dict[str, Any] = {
         "value": value,
-        "parts": {name: float(part) for name, part in objective.parts(plan, problem).items()},
+        "parts": {name: float(parts[name]) for name in objective.terms},
         "gap": gap,
-        "steps": int(steps),
-        "violation": float(violation),
+        "steps": int(found.count),
+        "violation": violation,
         "converged": bool(gap <= allowed and violation <= tolerance and gap >= -allowed),
     }
     own = [name for name, term in objective.terms.items() if term.function not in terms.CONVEX]

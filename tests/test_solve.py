@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from scipy.special import logsumexp
 
 import deft_tsds as dt
+from deft_tsds.kinks import _descending, _log_tails
 from deft_tsds.tsds import objective_rt, tsds
 
 KINKS = {
@@ -204,6 +206,25 @@ def test_a_sweep_is_its_separate_solves_in_one_compilation(kink):
         assert abs(info["value"] - alone["value"]) <= info["gap"] + alone["gap"] + 1e-9
 
 
+def test_a_sweep_in_any_order_and_over_several_weights_and_from_spread_to_sparse():
+    problem = build(3, m=6, n=60, k=60)
+    objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), r=(1.0, dt.terms.kde_repulsion))
+    weights = np.geomspace(0.01, 10, 24)
+    mixed = np.random.default_rng(0).permutation(24)
+    swept = dt.sweep(problem, objective, r=weights[mixed])
+    alone = [dt.solve(problem, objective.with_weights(r=weight))[1] for weight in weights[mixed]]
+    for (_, info), other in zip(swept, alone, strict=True):
+        assert info["converged"]
+        assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
+    assert sum(info["steps"] for _, info in swept) < 0.6 * sum(info["steps"] for info in alone)
+    # Backwards in the other weight, and a grid of both, where the neighbours are not always near.
+    for several in ({"a": weights[::4]}, {"a": [1.0, 1.0, 5.0, 5.0], "r": [0.1, 1.0, 0.1, 1.0]}, {"r": [0.3]}):
+        for i, (_, info) in enumerate(dt.sweep(problem, objective, **several)):
+            _, other = dt.solve(problem, objective.with_weights(**{name: several[name][i] for name in several}))
+            assert info["converged"]
+            assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
+
+
 def test_not_converged_is_a_warning_and_a_field():
     objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), r=(0.1, dt.terms.chi_square))
     with pytest.warns(UserWarning, match="^Not converged: after 1 steps"):
@@ -239,14 +260,80 @@ def test_bad_arguments(arguments, message):
         dt.solve(build(0), dt.Objective.of(a=(1.0, dt.terms.transport_cost)), **arguments)
 
 
-def test_kinks_that_cannot_be_taken():
-    both = dt.Objective.of(a=(1.0, dt.terms.tv_deviation), b=(1.0, dt.terms.kde_deviation))
-    with pytest.raises(ValueError, match="terms a, b all have kinks"):
-        dt.solve(build(0), both)
-    with pytest.raises(ValueError, match="not take with cap or marginal"):
-        dt.solve(build(0), both.without("a"), cap=0.5)
+def least_by_linear_program(problem, *, align, tv=0.0, kde=0.0, cap=None):
+    """min align <d, gamma> + tv G_tv + kde G_kde, p_j <= cap, by HiGHS; all candidates are neighbours."""
+    costs, w = dense_costs(problem), problem.query_weights_M
+    m, u = costs.shape
+    size = m * u
+    rows, columns = np.kron(np.eye(m), np.ones(u)), np.kron(np.ones(m), np.eye(u))
+    reference = np.repeat(w / u, u)
+    density = np.tile(problem.density_U.astype(np.float64), m) / np.repeat(w, u)  # of gamma, not of r
+    z = 1 / np.sum(1 / problem.density_U.astype(np.float64))
+    identity, none, column = np.eye(size), np.zeros((size, 1)), np.ones((size, 1))
+    # Variables: gamma, one slack an entry for G_tv, one t for G_kde.
+    c = np.concatenate([align * costs.ravel(), np.full(size, tv / 2), [kde]])
+    upper = [np.hstack([sign * identity, -identity, none]) for sign in (1, -1)]
+    upper += [np.hstack([sign * density[:, None] * identity, 0 * identity, -column]) for sign in (1, -1)]
+    limit = [reference, -reference, np.full(size, z), np.full(size, -z)]
+    if cap is not None:
+        upper.append(np.hstack([columns, np.zeros((u, size + 1))]))
+        limit.append(np.full(u, cap))
+    equal = np.hstack([rows, np.zeros((m, size + 1))])
+    found = linprog(c, A_ub=np.vstack(upper), b_ub=np.concatenate(limit), A_eq=equal, b_eq=w, method="highs")
+    assert found.status == 0, found.message
+    return found.fun
+
+
+@pytest.mark.parametrize(
+    ("case", "certified"),
+    [
+        ({"kde": 0.5, "cap": 0.2}, True),
+        ({"tv": 0.5, "cap": 0.2}, True),
+        ({"tv": 0.3, "kde": 0.5}, False),
+        ({"tv": 0.3, "kde": 0.5, "cap": 0.2}, False),
+    ],
+)
+def test_several_kinks_and_limits_at_once_are_bracketed_around_the_linear_program(case, certified):
+    problem = build(1)
+    chosen = {"align": (0.5, dt.terms.transport_cost)}
+    chosen |= {name: (case[name], KINKS[name]) for name in KINKS if name in case}
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        plan, info = dt.solve(problem, dt.Objective.of(**chosen), cap=case.get("cap"), max_iterations=200)
+    best = least_by_linear_program(problem, align=0.5, **case)
+    assert info["value"] - info["gap"] <= best * (1 + 1e-7)
+    assert best * (1 - 1e-7) <= info["value"] <= best * (1 + (1e-4 if certified else 1e-2))
+    assert info["converged"] or not certified
+    assert plan.weights_U.max() <= case.get("cap", 1.0) + 1e-4
+
+
+def test_bad_sweeps():
+    objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), b=(1.0, dt.terms.entropy))
     with pytest.raises(ValueError, match="sweep needs weights"):
-        dt.sweep(build(0), both)
+        dt.sweep(build(0), objective)
+    with pytest.raises(ValueError, match="give vectors of one length"):
+        dt.sweep(build(0), objective, a=[1.0, 2.0], b=[1.0])
+
+
+def test_two_kinks_of_one_function_are_one_of_both_weights():
+    terms = {"a": (0.5, dt.terms.transport_cost), "b": (0.2, KINKS["kde"]), "c": (0.4, KINKS["kde"])}
+    _, info = dt.solve(build(0), dt.Objective.of(**terms))
+    _, alone = dt.solve(build(0), dt.Objective.of(a=terms["a"], b=(0.6, KINKS["kde"])))
+    assert info["value"] == pytest.approx(alone["value"], rel=1e-9)
+    assert set(info["parts"]) == set(terms)
+
+
+def test_a_box_of_keys_far_apart_is_sorted_and_summed_in_logarithms():
+    rng = np.random.default_rng(0)
+    keys = 10.0 ** rng.uniform(-3, 5, size=(5, 37)) * rng.choice([-1, 1], size=(5, 37))
+    inverse = rng.random((5, 37)) + 0.1
+    with jax.enable_x64(True):
+        order = np.asarray(_descending(jnp.asarray(keys)))
+        np.testing.assert_array_equal(order, np.argsort(-keys, axis=1))
+        ordered, inverse = np.take_along_axis(keys, order, axis=1), np.take_along_axis(inverse, order, axis=1)
+        tails = np.asarray(_log_tails(jnp.asarray(ordered), jnp.asarray(inverse)))
+    for j in range(37):
+        np.testing.assert_allclose(tails[:, j], logsumexp(ordered[:, j:], axis=1, b=inverse[:, j:]), rtol=1e-12)
 
 
 def test_transport_selects_by_an_objective_and_binds_embeddings():
