@@ -106,8 +106,8 @@ def torch_step(rows: int, width: int) -> Callable[[], Any]:
 
 def time_step(settings: Settings) -> None:
     """Print the table of the training step."""
-    from deft_tsds.footprint import Shape, step_flops
     from deft_tsds.t5.model import T5Config
+    from deft_tsds.training.footprint import Shape, step_flops
 
     config = T5Config(**SMALL, num_decoder_layers=SMALL["num_layers"])
     flops = step_flops(config, Shape(settings.rows, settings.width, settings.width))
@@ -136,10 +136,10 @@ def run_seeds(folder: str, first: int, seeds: int, steps: int, devices: int) -> 
     jax.config.update("jax_num_cpu_devices", devices)
     from flax import nnx
 
-    from deft_tsds.finetune import Pairs, finetune, finetune_many, learning_rates, make_optimizer
-    from deft_tsds.sharding import make_mesh
     from deft_tsds.t5.load import save_pretrained
     from deft_tsds.t5.model import T5, T5Config
+    from deft_tsds.training.finetune import Pairs, finetune, finetune_many, learning_rates, make_optimizer
+    from deft_tsds.training.sharding import make_mesh
 
     config = T5Config(**DEMO, num_decoder_layers=DEMO["num_layers"], dropout_rate=0.0)
     models, pairs, keys = [], [], []

@@ -82,7 +82,7 @@ def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
 
     import jax
 
-    module = importlib.import_module("deft_tsds.kmeans")
+    module = importlib.import_module("deft_tsds.geometry.kmeans")
     points = np.load(path)
     matrix = module._on_device(points, module._Frame.of(points, False))
     squares, _ = module.programs.moments(matrix)

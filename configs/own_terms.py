@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from deft_tsds.data import Examples
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.data.examples import Examples
+from deft_tsds.transport.problem import Plan, Problem
 
 
 def short_texts(plan: Plan, problem: Problem, *, words_N):

@@ -7,25 +7,23 @@ Importing this needs NumPy and JAX alone: never flax, torch or transformers.
 
 from __future__ import annotations
 
-from deft_tsds import selectors, terms
+from deft_tsds import selectors
 from deft_tsds.cost import PlanCost, plan_cost
-from deft_tsds.density import kernel_density
-from deft_tsds.implicit import Optimum, optimum
-from deft_tsds.kmeans import KMeans, kmeans
-from deft_tsds.knobs import Learned, RidgeProbe, learn_knobs
-from deft_tsds.neighbors import Neighbors, nearest_neighbors
-from deft_tsds.objective import Objective, Term
-from deft_tsds.pairs import Pairs
-from deft_tsds.path import path_ends, path_plan
-from deft_tsds.problem import Plan, Problem
-from deft_tsds.relaxed import relaxed_sample
+from deft_tsds.geometry.density import kernel_density
+from deft_tsds.geometry.kmeans import KMeans, kmeans
+from deft_tsds.geometry.neighbors import Neighbors, nearest_neighbors
 from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
-from deft_tsds.solve import solve, sweep
-
-# `kmeans`, `solve` and `tsds` name a module and the function in it. A module becomes an attribute of the package when
-# it is first loaded, so the functions, bound after that, are what `dt.kmeans`, `dt.solve` and `dt.tsds` mean.
-from deft_tsds.tsds import tsds
+from deft_tsds.transport import terms
+from deft_tsds.transport.implicit import Optimum, optimum
+from deft_tsds.transport.knobs import Learned, RidgeProbe, learn_knobs
+from deft_tsds.transport.objective import Objective, Term
+from deft_tsds.transport.pairs import Pairs
+from deft_tsds.transport.path import path_ends, path_plan
+from deft_tsds.transport.problem import Plan, Problem
+from deft_tsds.transport.relaxed import relaxed_sample
+from deft_tsds.transport.solve import solve, sweep
+from deft_tsds.transport.tsds import tsds
 
 __version__ = "0.1.0"
 

@@ -19,19 +19,21 @@ import jax
 import numpy as np
 from flax import nnx
 
-from deft_tsds import columns, synthetic, terms
 from deft_tsds import config as cfg
-from deft_tsds.data import Examples, read_examples, split_queries
+from deft_tsds import synthetic
+from deft_tsds.data import columns
+from deft_tsds.data.examples import Examples, read_examples, split_queries
 from deft_tsds.embed import Encoder
 from deft_tsds.embed.given import Given
 from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.metrics import METRICS
-from deft_tsds.objective import Objective, Term
 from deft_tsds.runs import console, file_hash
 from deft_tsds.selectors import Transport
 from deft_tsds.t5.load import load_pretrained, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
+from deft_tsds.transport import terms
+from deft_tsds.transport.objective import Objective, Term
 
 BOUND_LATER = frozenset({"candidates_UxD", "queries_MxD", "pool_mean_D"})
 """Arguments of terms that `selectors.Transport` gives, once the problem is known."""

@@ -16,8 +16,8 @@ from typing import Literal
 
 import tyro
 
-from deft_tsds.problem import DensityOver
 from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
+from deft_tsds.transport.problem import DensityOver
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class Weighted:
     weight: float
     """How much the term counts; at least 0 where the term is convex and not linear."""
     term: str
-    """A name in `deft_tsds.terms`, or `module:function` of the user's own: any `f(plan, problem, **arguments)`."""
+    """A name in `dt.terms`, or `module:function` of the user's own: any `f(plan, problem, **arguments)`."""
     options: dict[str, float | str] = field(default_factory=dict)
     """What the term takes beside plan and problem. A text stands for an array with something of each candidate: a name
-    in `deft_tsds.columns`, `module:function` (called with the pool's `Examples`), or a .npy file. Embeddings
+    in `deft_tsds.data.columns`, `module:function` (called with the pool's `Examples`), or a .npy file. Embeddings
     (`candidates_UxD`, `queries_MxD`, `pool_mean_D`) are given without being named here."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.metrics import METRICS, Interval, interval, resampled_scores
 
 BASELINE = "random"

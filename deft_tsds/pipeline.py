@@ -19,15 +19,15 @@ import numpy as np
 
 from deft_tsds import build
 from deft_tsds import config as cfg
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.evaluate import statistics_of, tabulate
-from deft_tsds.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs
 from deft_tsds.report import write_report
 from deft_tsds.runs import Run, Stage, atomic_write, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
 from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
+from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""

@@ -23,7 +23,7 @@ from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
 from deft_tsds.sampling import check_costs, check_key
 
 if TYPE_CHECKING:
-    from deft_tsds.data import Examples
+    from deft_tsds.data.examples import Examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from deft_tsds.ablation import ablate, cells
 from deft_tsds.cli import plain_errors, show_ablation
 from deft_tsds.config import load
 from deft_tsds.report.ablation import headings, write_ablation
 from deft_tsds.runs import console
-from deft_tsds.studies import parse_sweep
+from deft_tsds.studies.ablation import ablate, cells
+from deft_tsds.studies.variants import parse_sweep
 
 
 @dataclass(frozen=True)

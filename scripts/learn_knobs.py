@@ -27,9 +27,9 @@ from rich.table import Table
 
 import deft_tsds as dt
 from deft_tsds.embed.lexical import Lexical
-from deft_tsds.knobs import RidgeProbe, fit_probe, learn_knobs
-from deft_tsds.pairs import Pairs
 from deft_tsds.runs import console, read_jsonl, stage_key, track, write_jsonl
+from deft_tsds.transport.knobs import RidgeProbe, fit_probe, learn_knobs
+from deft_tsds.transport.pairs import Pairs
 
 NEAR = 0.005  # so much above the grid's best is as good, in a column of the table
 

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from deft_tsds.footprint import (
+from deft_tsds.training.footprint import (
     FLOAT,
     MACHINES,
     MODELS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed.store import write_store
 from deft_tsds.runs import write_json, write_jsonl
 from deft_tsds.selection import Selection

@@ -18,15 +18,16 @@ import pytest
 from fake_run import fake_examples
 
 import deft_tsds as dt
-from deft_tsds import build, terms
-from deft_tsds.ablation import ablate, cells
+from deft_tsds import build
 from deft_tsds.config import Arm, Evaluate, Experiment, Scratch, Synthetic, Train, Transport, Weighted
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.report.ablation import headings, measures, write_ablation
 from deft_tsds.runs import Run, read_json, read_jsonl
 from deft_tsds.selectors import DEFT, TSDS
-from deft_tsds.side_by_side import SideBySide
-from deft_tsds.studies import Shelf
+from deft_tsds.studies.ablation import ablate, cells
+from deft_tsds.studies.side_by_side import SideBySide
+from deft_tsds.studies.variants import Shelf
+from deft_tsds.transport import terms
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deft_tsds import bandwidth
-from deft_tsds.bandwidth import propose_bandwidth
-from deft_tsds.problem import Problem
+from deft_tsds.geometry import bandwidth
+from deft_tsds.geometry.bandwidth import propose_bandwidth
+from deft_tsds.transport.problem import Problem
 
 
 def ordinary(seed, n=150, d=8):

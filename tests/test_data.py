@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deft_tsds.data import Examples, leakage, read_examples, split_queries
+from deft_tsds.data.examples import Examples, leakage, read_examples, split_queries
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -137,7 +137,7 @@ def test_reading_needs_neither_a_cache_folder_nor_the_network(tmp_path: Path) ->
     sources = [write_as(kind, tmp_path)[0] for kind in ("jsonl", "parquet", "saved")]
     (tmp_path / "a file").write_text("")
     program = (
-        "import sys; from deft_tsds.data import read_examples\n"
+        "import sys; from deft_tsds.data.examples import read_examples\n"
         "print({read_examples(source).fingerprint() for source in sys.argv[1:]})"
     )
     nowhere = str(tmp_path / "a file" / "cache")  # below a file: no user, not even root, can write there
@@ -148,9 +148,8 @@ def test_reading_needs_neither_a_cache_folder_nor_the_network(tmp_path: Path) ->
 
 
 def test_importing_the_module_leaves_datasets_alone() -> None:
-    program = (
-        "import sys, deft_tsds.data; print([m for m in ('datasets', 'torch', 'transformers') if m in sys.modules])"
-    )
+    names = "('datasets', 'torch', 'transformers')"
+    program = f"import sys, deft_tsds.data.examples; print([m for m in {names} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_density
 
-from deft_tsds import cells, density
 from deft_tsds.arrays import normalize_rows
-from deft_tsds.density import kernel_density
+from deft_tsds.geometry import cells, density
+from deft_tsds.geometry.density import kernel_density
 
 
 def clustered(n, d, *, seed=0, clusters=6, spread=1.0):

@@ -12,8 +12,8 @@ import pytest
 
 import deft_tsds as dt
 from deft_tsds import Selection
-from deft_tsds.data import Examples, read_examples
-from deft_tsds.exchange import (
+from deft_tsds.data.examples import Examples, read_examples
+from deft_tsds.data.exchange import (
     read_features,
     read_indices,
     read_log_weights,
@@ -131,7 +131,7 @@ def test_dataset_with_a_card(tmp_path):
 
 
 def test_a_dataset_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("deft_tsds.exchange._card", lambda *_: 1 / 0)
+    monkeypatch.setattr("deft_tsds.data.exchange._card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_dataset(selection_of(), examples_of(), tmp_path / "subset")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,10 @@ import optax
 import pytest
 from flax import nnx
 
-from deft_tsds.finetune import (
+from deft_tsds.runs import read_jsonl
+from deft_tsds.t5.lora import add_lora
+from deft_tsds.t5.model import T5, T5Config, shift_right
+from deft_tsds.training.finetune import (
     ExampleOrder,
     LossTerms,
     Pairs,
@@ -22,9 +25,6 @@ from deft_tsds.finetune import (
     tokenize_pairs,
     validation_loss,
 )
-from deft_tsds.runs import read_jsonl
-from deft_tsds.t5.lora import add_lora
-from deft_tsds.t5.model import T5, T5Config, shift_right
 from deft_tsds.training.step import token_losses, train_step
 
 NO_TERMS = LossTerms()

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deft_tsds.footprint import (
+from deft_tsds.t5.lora import add_lora
+from deft_tsds.t5.model import T5, T5Config
+from deft_tsds.training.footprint import (
     MACHINES,
     MODELS,
     Shape,
@@ -24,8 +26,6 @@ from deft_tsds.footprint import (
     parameters,
     step_flops,
 )
-from deft_tsds.t5.lora import add_lora
-from deft_tsds.t5.model import T5, T5Config
 from deft_tsds.training.optimizers import make_optimizer
 from deft_tsds.training.step import LossTerms, summed_loss
 

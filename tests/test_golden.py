@@ -23,8 +23,8 @@ ANEW = (
 
 def losses(folder: Path) -> list[float]:
     """The loss of each step: dropout, weights, label smoothing and z-loss, Adafactor, two parts a batch."""
-    from deft_tsds.finetune import LossTerms, Pairs, finetune, learning_rates, make_optimizer
     from deft_tsds.runs import read_jsonl
+    from deft_tsds.training.finetune import LossTerms, Pairs, finetune, learning_rates, make_optimizer
 
     model, pairs = training_run.model_and_pairs()
     weights = np.linspace(0.5, 1.5, len(pairs), dtype=np.float32)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_distances
 
-from deft_tsds.hygiene import Hygiene, pairs_within
-from deft_tsds.minhash import similar_pairs
+from deft_tsds.data.hygiene import Hygiene, pairs_within
+from deft_tsds.data.minhash import similar_pairs
 
 KEY = jax.random.key(0)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "domain"

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import deft_tsds as dt
-from deft_tsds import terms
-from deft_tsds.closed_form import optima
-from deft_tsds.implicit import optimum
-from deft_tsds.pairs import Pairs
-from deft_tsds.path import path_ends, path_plan
-from deft_tsds.tsds import objective_rt
+from deft_tsds.transport import terms
+from deft_tsds.transport.closed_form import optima
+from deft_tsds.transport.implicit import optimum
+from deft_tsds.transport.pairs import Pairs
+from deft_tsds.transport.path import path_ends, path_plan
+from deft_tsds.transport.tsds import objective_rt
 
 N, M, K, D = 40, 5, 12, 4
 RNG = np.random.default_rng(0)

@@ -18,13 +18,13 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 
 from deft_tsds import kmeans as public_kmeans
-from deft_tsds.kmeans import kmeans
+from deft_tsds.geometry.kmeans import kmeans
 from deft_tsds.sampling import generator_of
 
-# `deft_tsds.kmeans` as an attribute is the function
-KMEANS: Any = importlib.import_module("deft_tsds.kmeans")
-HOST: Any = importlib.import_module("deft_tsds.kmeans_host")
-PROGRAMS: Any = importlib.import_module("deft_tsds.kmeans_programs")
+# `deft_tsds.geometry.kmeans` as an attribute is the function
+KMEANS: Any = importlib.import_module("deft_tsds.geometry.kmeans")
+HOST: Any = importlib.import_module("deft_tsds.geometry.kmeans_host")
+PROGRAMS: Any = importlib.import_module("deft_tsds.geometry.kmeans_programs")
 KEY = jax.random.key(0)
 
 
@@ -553,7 +553,7 @@ def test_threads_change_no_label(tmp_path):
     script = f"""
 import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 import jax, numpy as np
-from deft_tsds.kmeans import kmeans
+from deft_tsds.geometry.kmeans import kmeans
 result = kmeans(np.load({str(tmp_path / "points.npy")!r}), 12, key=jax.random.key(0))
 np.savez({str(tmp_path / "one.npz")!r}, labels=result.labels_N, centroids=result.centroids_KxD)
 """

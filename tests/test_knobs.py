@@ -9,8 +9,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import deft_tsds as dt
-from deft_tsds.knobs import RidgeProbe, learn_knobs
-from deft_tsds.pairs import Pairs
+from deft_tsds.transport.knobs import RidgeProbe, learn_knobs
+from deft_tsds.transport.pairs import Pairs
 
 RNG = np.random.default_rng(0)
 N, M, V, D, C = 400, 12, 60, 6, 3

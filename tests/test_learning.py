@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from deft_tsds.data import read_examples
-from deft_tsds.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs, validation_loss
+from deft_tsds.data.examples import read_examples
 from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_pretrained, load_tokenizer
+from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs, validation_loss
 
 SHARED = Path(__file__).parents[2] / "shared"
 NANO, POOL = SHARED / "models" / "t5-nano", SHARED / "data" / "edit" / "edit_train_pool.jsonl.gz"

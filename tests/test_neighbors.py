@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_distances
 
-from deft_tsds import neighbors
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry import neighbors
+from deft_tsds.geometry.neighbors import nearest_neighbors
 
 METRICS = ["euclidean", "cosine", "dot"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deft_tsds as dt
-from deft_tsds.terms import plan_of
+from deft_tsds.transport.terms import plan_of
 
 RNG = np.random.default_rng(0)
 PROBLEM = dt.Problem.from_embeddings(RNG.normal(size=(12, 3)), RNG.normal(size=(3, 3)), neighbors=5)

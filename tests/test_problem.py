@@ -8,7 +8,7 @@ import pytest
 from oracles import brute_density, brute_distances
 
 from deft_tsds.arrays import Rows
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport.problem import Plan, Problem
 
 
 def embeddings(m=4, n=30, d=5, seed=0):

@@ -12,8 +12,8 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deft_tsds.relaxed import relaxed_inclusion, relaxed_sample
 from deft_tsds.sampling import inclusion_probabilities
+from deft_tsds.transport.relaxed import relaxed_inclusion, relaxed_sample
 
 P = np.array([0.28, 0.22, 0.18, 0.14, 0.1, 0.08])
 N, B = len(P), 2

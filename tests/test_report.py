@@ -20,7 +20,7 @@ from fake_run import GROUPS, GivenVectors, fake_embeddings, fake_examples, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed.store import write_store
 from deft_tsds.report import read_run, write_report
 from deft_tsds.report import results as words

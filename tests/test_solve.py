@@ -13,8 +13,8 @@ from scipy.optimize import linprog
 from scipy.special import logsumexp
 
 import deft_tsds as dt
-from deft_tsds.kinks import _descending, _log_tails
-from deft_tsds.tsds import objective_rt, tsds
+from deft_tsds.transport.kinks import _descending, _log_tails
+from deft_tsds.transport.tsds import objective_rt, tsds
 
 KINKS = {
     "uniform": dt.terms.uniform_deviation,

@@ -14,7 +14,7 @@ import pytest
 
 from deft_tsds.embed import Encoder, store
 from deft_tsds.embed.store import open_store, read_embeddings, write_store
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry.neighbors import nearest_neighbors
 
 TEXTS = [f"text number {n}" for n in range(23)]
 

@@ -13,7 +13,7 @@ from scipy import stats
 from deft_tsds.config import Arm, Experiment, Synthetic, Train, Transport, Weighted
 from deft_tsds.runs import Run
 from deft_tsds.selectors import TSDS
-from deft_tsds.studies import (
+from deft_tsds.studies.variants import (
     REFERENCE,
     Estimate,
     Shelf,

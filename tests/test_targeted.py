@@ -13,7 +13,7 @@ import pytest
 from oracles import brute_distances
 
 import deft_tsds as dt
-from deft_tsds.ngrams import NgramCounts
+from deft_tsds.data.ngrams import NgramCounts
 from deft_tsds.selection import Pool
 from deft_tsds.selectors import DSIR, LESS, Nearest, RDSPlus, RoundRobin, UnbalancedTransport
 from deft_tsds.selectors.dsir import gumbel_top_k

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import deft_tsds as dt
-from deft_tsds import terms
-from deft_tsds.tsds import objective_rt
+from deft_tsds.transport import terms
+from deft_tsds.transport.tsds import objective_rt
 
 N, M, K, D = 14, 4, 6, 3
 RNG = np.random.default_rng(0)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import solve_box_by_events, solve_rt_by_linear_program
 
-from deft_tsds import closed_form
-from deft_tsds.closed_form import Regularizer
-from deft_tsds.density import kernel_density
-from deft_tsds.neighbors import nearest_neighbors
-from deft_tsds.problem import Problem
-from deft_tsds.tsds import objective_rt, tsds, tsds_grown
+from deft_tsds.geometry.density import kernel_density
+from deft_tsds.geometry.neighbors import nearest_neighbors
+from deft_tsds.transport import closed_form
+from deft_tsds.transport.closed_form import Regularizer
+from deft_tsds.transport.problem import Problem
+from deft_tsds.transport.tsds import objective_rt, tsds, tsds_grown
 
 REGULARIZERS: list[Regularizer] = ["kde", "uniform", "tv"]
 
@@ -430,8 +430,8 @@ def test_growth_searches_no_k_twice_and_measures_density_where_it_matters(regula
         measured.append(len(points))
         return kernel_density(points, bandwidth=bandwidth, pool=pool)
 
-    monkeypatch.setattr("deft_tsds.problem.nearest_neighbors", search)
-    monkeypatch.setattr("deft_tsds.problem.kernel_density", measure)
+    monkeypatch.setattr("deft_tsds.transport.problem.nearest_neighbors", search)
+    monkeypatch.setattr("deft_tsds.transport.problem.kernel_density", measure)
     candidates, queries = clustered(11, 3, 400)
     optimum = {"alpha": 0.4, "scale": 2.0, "regularizer": regularizer}
     problem = Problem.from_embeddings(candidates, queries, neighbors=2, bandwidth=0.05, grow=True, **optimum)

@@ -25,8 +25,8 @@ def model_and_pairs() -> Any:
     """A T5 with dropout, whose sizes eight devices can share, and pairs of many lengths."""
     from flax import nnx
 
-    from deft_tsds.finetune import Pairs
     from deft_tsds.t5.model import T5, T5Config
+    from deft_tsds.training.finetune import Pairs
 
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2}
     config = T5Config(**sizes, num_layers=1, num_decoder_layers=1, dropout_rate=0.1, tie_word_embeddings=False)
@@ -41,8 +41,8 @@ def train(folder: Path, *, mesh: Any = None, stop_at: int | None = None) -> tupl
     """The parameters at the end, and the loss of each step of the log."""
     from flax import nnx
 
-    from deft_tsds.finetune import finetune, learning_rates, make_optimizer
     from deft_tsds.runs import read_jsonl
+    from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer
 
     model, pairs = model_and_pairs()
     finetune(
@@ -98,7 +98,7 @@ def _main() -> None:
         )
 
     from deft_tsds.runs import MetricsLog
-    from deft_tsds.sharding import make_mesh
+    from deft_tsds.training.sharding import make_mesh
 
     if options.pause:
         write = MetricsLog.write

@@ -62,7 +62,7 @@ def headings(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
-    """Write the page of what `deft_tsds.ablation.ablate` returned; `command` is what made it."""
+    """Write the page of what `deft_tsds.studies.ablation.ablate` returned; `command` is what made it."""
     from plotly.offline import get_plotlyjs
 
     shown = measures(table)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deft_tsds.arrays import normalize_rows
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed.store import open_store
 from deft_tsds.runs import read_json, read_jsonl
 from deft_tsds.selection import Selection

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deft_tsds.arrays import check_count, row_blocks
-from deft_tsds.kmeans import KMeans, kmeans
+from deft_tsds.geometry.kmeans import KMeans, kmeans
 from deft_tsds.runs import track
 from deft_tsds.sampling import generator_of
 

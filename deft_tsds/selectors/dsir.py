@@ -23,8 +23,8 @@ class DSIR:
     """Rows drawn without replacement in proportion to w = prod_f (p_target(f) / p_pool(f))^c_f, c_f their counts.
 
     It reads texts, not embeddings: its candidates and queries are counts of hashed n-grams, one row a text
-    (`deft_tsds.ngrams.NgramCounts`). p_target and p_pool are the bags of n-grams of queries and pool, each bucket's
-    share of all counts plus `smoothing`. The draw is Gumbel top-k on log w (section 3.2).
+    (`deft_tsds.data.ngrams.NgramCounts`). p_target and p_pool are the bags of n-grams of queries and pool, each
+    bucket's share of all counts plus `smoothing`. The draw is Gumbel top-k on log w (section 3.2).
     """
 
     draw: bool = True
@@ -96,7 +96,7 @@ def _total(counts, name: str) -> np.ndarray:
             row = rows.start + int(np.argmax((block < 0).any(axis=1)))
             raise ValueError(
                 f"{name}, row {row}, has a negative value: DSIR reads counts of n-grams, not embeddings; make both "
-                "candidates and queries with deft_tsds.ngrams.NgramCounts."
+                "candidates and queries with deft_tsds.data.ngrams.NgramCounts."
             )
         total_F += np.sum(block, axis=0, dtype=np.float64)
     return total_F

@@ -14,7 +14,7 @@ Kind = Literal["indices", "log_weights"]
 
 @dataclass(frozen=True)
 class Foreign:
-    """Rows from a file: numbers of rows, or log importance weights to draw from (see `deft_tsds.exchange`)."""
+    """Rows from a file: numbers of rows, or log importance weights to draw from (see `deft_tsds.data.exchange`)."""
 
     path: str
     """.npy, .txt or .pt; for log weights also the folder of DSIR's shards."""
@@ -32,7 +32,7 @@ class Foreign:
             raise ValueError(f"kind is {self.kind!r}: choose one of {', '.join(get_args(Kind))}.")
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
-        from deft_tsds.exchange import read_indices, read_log_weights  # here, since it imports the selectors
+        from deft_tsds.data.exchange import read_indices, read_log_weights  # here, since it imports the selectors
 
         if self.kind == "log_weights":
             return read_log_weights(self.path, candidates=len(pool), budget=budget, key=key)

@@ -14,7 +14,7 @@ import numpy as np
 
 from deft_tsds.arrays import check_count, normalize_rows
 from deft_tsds.cost import PlanCost, clustering_cost, neighbors_cost
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, largest_k
 from deft_tsds.selectors.deft import DEFT

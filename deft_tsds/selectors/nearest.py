@@ -10,7 +10,7 @@ import numpy as np
 
 from deft_tsds.arrays import normalize_rows, row_blocks
 from deft_tsds.cost import PlanCost, StageCost, neighbors_cost
-from deft_tsds.neighbors import BLOCK_BYTES, Metric, Neighbors, nearest_neighbors
+from deft_tsds.geometry.neighbors import BLOCK_BYTES, Metric, Neighbors, nearest_neighbors
 from deft_tsds.selection import Pool, Selection
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.neighbors import nearest_neighbors
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool
+from deft_tsds.transport.problem import Plan, Problem
 
 _QUERIES_NAMED = 3
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost, plan_cost
-from deft_tsds.objective import Objective
-from deft_tsds.problem import DensityOver, Problem
 from deft_tsds.sampling import inclusion_probabilities, sample
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.reasons import plan_reasons
-from deft_tsds.solve import solve
+from deft_tsds.transport.objective import Objective
+from deft_tsds.transport.problem import DensityOver, Problem
+from deft_tsds.transport.solve import solve
 
 
 @dataclass(frozen=True)

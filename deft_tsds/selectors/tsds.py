@@ -13,12 +13,12 @@ import numpy as np
 
 from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost, plan_cost
-from deft_tsds.neighbors import nearest_neighbors
-from deft_tsds.problem import DensityOver, Plan, Problem
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.sampling import inclusion_probabilities, sample
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.reasons import plan_reasons
-from deft_tsds.tsds import Regularizer, tsds, tsds_grown
+from deft_tsds.transport.problem import DensityOver, Plan, Problem
+from deft_tsds.transport.tsds import Regularizer, tsds, tsds_grown
 
 
 @dataclass(frozen=True)

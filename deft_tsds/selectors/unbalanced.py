@@ -11,7 +11,7 @@ import numpy as np
 
 from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost, StageCost, neighbors_cost
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.dsir import top_k
 from deft_tsds.selectors.nearest import queries_of

@@ -1,1 +1,1 @@
-"""The parts of fine-tuning: batches, optimisers, the step, checkpoints, throughput. `deft_tsds.finetune` joins them."""
+"""Fine-tuning T5: `finetune` upon batches, optimisers, the compiled step and the loop; what it costs: `footprint`."""

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from deft_tsds.runs import MetricsLog, progress_bar
-from deft_tsds.sharding import gathered
 from deft_tsds.training.batches import ahead
 from deft_tsds.training.checkpoints import Checkpoints
+from deft_tsds.training.sharding import gathered
 from deft_tsds.training.step import StepLoss
 from deft_tsds.training.throughput import Meter, Trace
 

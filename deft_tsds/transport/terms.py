@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport.problem import Plan, Problem
 
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -63,7 +63,7 @@ def uniform_deviation(plan: Plan, problem: Problem) -> jax.Array:
 def kde_deviation(plan: Plan, problem: Problem) -> jax.Array:
     """G_kde = max_ij rho_j |r_ij - (1/rho_j) / Z|, Z = sum_j 1/rho_j. Kinked.
 
-    Where the shortlist is not all of the pool, Z is taken at its lower bound, as in `deft_tsds.closed_form`.
+    Where the shortlist is not all of the pool, Z is taken at its lower bound, as in `deft_tsds.transport.closed_form`.
     """
     return _largest_deviation(plan, problem, *inverse_densities(problem, kde_deviation))
 

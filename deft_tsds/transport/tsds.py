@@ -2,7 +2,7 @@
 
     min over gamma >= 0, sum_j gamma_ij = w_i   (alpha/C) sum_ij gamma_ij d_ij + (1 - alpha) G(gamma)
 
-`deft_tsds.closed_form` has the three regularizers G, their optima, and why these are what they are.
+`deft_tsds.transport.closed_form` has the three regularizers G, their optima, and why these are what they are.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 
 from deft_tsds.arrays import check_real
-from deft_tsds.closed_form import ActiveRows, Optima, Optimum, Regularizer, check_trade, inverse_densities, optima
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport.closed_form import (
+    ActiveRows,
+    Optima,
+    Optimum,
+    Regularizer,
+    check_trade,
+    inverse_densities,
+    optima,
+)
+from deft_tsds.transport.problem import Plan, Problem
 
 _SIZE_TOLERANCE = 1e-9
 
@@ -121,7 +129,7 @@ def tsds_grown(
 def objective_rt(
     problem: Problem, mass_MxK: Any, *, alpha: float = 0.5, scale: float = 5.0, regularizer: Regularizer = "kde"
 ) -> float:
-    """Return the value of problem RT at any plan on the neighbourhoods of `problem` (see `deft_tsds.closed_form`).
+    """Return the value of problem RT at any plan on the neighbourhoods of `problem`.
 
     Args:
         problem: queries and neighbourhoods; candidates beyond the K of a query count with zero mass. For "kde" with a

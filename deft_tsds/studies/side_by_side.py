@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from deft_tsds.objective import Objective
-from deft_tsds.problem import Plan, Problem
 from deft_tsds.selectors import Transport
-from deft_tsds.solve import solve, sweep
+from deft_tsds.transport.objective import Objective
+from deft_tsds.transport.problem import Plan, Problem
+from deft_tsds.transport.solve import solve, sweep
 
 _ENTRIES = 2**25  # weights x queries x neighbours held at once: 256 MiB an array
 

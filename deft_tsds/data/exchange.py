@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from deft_tsds.arrays import as_matrix
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed.store import read_embeddings
 from deft_tsds.runs import atomic_write, file_hash, write_jsonl
 from deft_tsds.sampling import check_key

@@ -6,7 +6,7 @@
             of all sides at the best t, which are monotone in t
     Tv      g = W/2 sum_ij w_i |r_ij - 1/N|: r_ij is 1/N cut off to [a_ij e^(v_i - W step/2), a_ij e^(v_i + W step/2)]
 
-Both follow `deft_tsds.projections.Region`; their multipliers are the thresholds v_i / step.
+Both follow `deft_tsds.transport.projections.Region`; their multipliers are the thresholds v_i / step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deft_tsds.projections import Region
+from deft_tsds.transport.projections import Region
 
 _HALVINGS = 100
 _EXACT = 1e-14

@@ -2,7 +2,7 @@
 
     min over gamma >= 0, sum_j gamma_ij = w_i     h(gamma) + g(gamma)
 
-h is smooth and g belongs to a region (`deft_tsds.projections`, `deft_tsds.kinks`). A step is
+h is smooth and g belongs to a region (`deft_tsds.transport.projections`, `deft_tsds.transport.kinks`). A step is
 
     y = argmin  <grad h(x), z> + g(z) + KL(z | x) / step       over all z of the region
 
@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deft_tsds import terms
-from deft_tsds.objective import Objective
-from deft_tsds.problem import Problem
-from deft_tsds.projections import Region
+from deft_tsds.transport import terms
+from deft_tsds.transport.objective import Objective
+from deft_tsds.transport.problem import Problem
+from deft_tsds.transport.projections import Region
 
 _SHRINKAGE, _SAFETY = 0.1, 0.9
 _MOMENTUM_GROWTH = 1.1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deft_tsds.data import Examples
+from deft_tsds.data.examples import Examples
 
 
 def input_words(examples: Examples) -> np.ndarray:

@@ -31,8 +31,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import Rows, as_matrix, check_real, check_same_width, row_blocks, usable_cpus
-from deft_tsds.buffers import Buffers
-from deft_tsds.cells import Cells, Packed, find_cells, pack, rounding, squares
+from deft_tsds.geometry.buffers import Buffers
+from deft_tsds.geometry.cells import Cells, Packed, find_cells, pack, rounding, squares
 from deft_tsds.runs import track
 
 _ROWS = 1024  # rows that are compared with one tile at a time

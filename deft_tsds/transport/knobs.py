@@ -1,6 +1,6 @@
 """Learn the knobs of TSDS, alpha and the bandwidth, from what they are for: the loss on held-out target examples.
 
-    min over s, h   L(p(s, h))        p(s, h) the optimum of problem RT, `deft_tsds.path`
+    min over s, h   L(p(s, h))        p(s, h) the optimum of problem RT, `deft_tsds.transport.path`
 
 Bilevel: L trains a small probe on the candidates, weighted by p, and returns its loss on examples that the selection
 has not seen. Both levels are differentiable, so that one evaluation gives the loss and its slope in both knobs. The
@@ -8,9 +8,9 @@ search is L-BFGS-B (scipy) in the unit square of
 
     a = log(s / s_first) / log(s_last / s_first)      b = log(h / h_low) / log(h_high / h_low)
 
-whose every point is an optimum of RT within the K neighbours. Alpha itself has no useful derivative (`deft_tsds.path`
-says why, and what the blur is for); it is read off the path at each point, tau = F(s) and alpha = C / (C + tau), and
-of all points looked at, the one whose plan by `dt.tsds` has the least loss is handed out.
+whose every point is an optimum of RT within the K neighbours. Alpha itself has no useful derivative
+(`deft_tsds.transport.path` says why, and what the blur is for); it is read off the path at each point, tau = F(s) and
+alpha = C / (C + tau), and of all points looked at, the one whose plan by `dt.tsds` has the least loss is handed out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jax.tree_util import Partial
 from scipy.optimize import minimize
 
 from deft_tsds.arrays import as_matrix, check_count, check_real, check_same_width
-from deft_tsds.closed_form import optima
-from deft_tsds.pairs import Pairs
-from deft_tsds.path import path_ends, path_plan
-from deft_tsds.problem import Plan, Problem
 from deft_tsds.sampling import generator_of
-from deft_tsds.tsds import tsds
+from deft_tsds.transport.closed_form import optima
+from deft_tsds.transport.pairs import Pairs
+from deft_tsds.transport.path import path_ends, path_plan
+from deft_tsds.transport.problem import Plan, Problem
+from deft_tsds.transport.tsds import tsds
 
 _EXACT = jax.lax.Precision.HIGHEST
 # The loss at a point of the search is good to about this much in float32: less than that is no progress.

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from deft_tsds.arrays import as_matrix, check_count, check_real, check_same_width
-from deft_tsds.bandwidth import propose_bandwidth
-from deft_tsds.closed_form import Regularizer, check_trade, optima, widened
-from deft_tsds.density import kernel_density
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry.bandwidth import propose_bandwidth
+from deft_tsds.geometry.density import kernel_density
+from deft_tsds.geometry.neighbors import nearest_neighbors
+from deft_tsds.transport.closed_form import Regularizer, check_trade, optima, widened
 
 DensityOver = Literal["shortlist", "pool"]
 
@@ -68,7 +68,7 @@ class Problem:
             queries: [M, D] real.
             neighbors: K, at least 1; a K above N means all N candidates.
             bandwidth: h of the kernel density; None leaves rho = 1, which makes "kde" the same as "uniform"; "auto"
-                proposes one from the near-duplicates of the shortlist (`deft_tsds.bandwidth` has the rule).
+                proposes one from the near-duplicates of the shortlist (`deft_tsds.geometry.bandwidth` has the rule).
             density_over: rho sums over the "shortlist" (as the authors' code does) or over the whole "pool" (as the
                 paper defines it; U N D operations).
             query_weights: [M] above 0, made to sum to 1; None weighs all queries alike.

@@ -3,8 +3,8 @@
     min over gamma >= 0, sum_j gamma_ij = w_i     h(gamma; theta)
 
 h is a sum of smooth convex terms; theta are the numbers in it: weights and arguments of terms, and the costs, densities
-and query weights of the problem, which `deft_tsds.pairs` makes functions of bandwidth and embeddings. At the optimum,
-with g = grad h, multipliers lambda_i of the row sums and nu of the bounds (KKT),
+and query weights of the problem, which `deft_tsds.transport.pairs` makes functions of bandwidth and embeddings. At the
+optimum, with g = grad h, multipliers lambda_i of the row sums and nu of the bounds (KKT),
 
     g_ij = lambda_i + nu_ij,   nu_ij >= 0,   gamma_ij nu_ij = 0.
 
@@ -26,7 +26,7 @@ the entropy. And one such step, taken from an optimum that is held constant, has
 one line. It is right once, and not to be differentiated a second time.
 
 **What is not smooth.** `KINKED` terms put their optima where they have no derivative, and `sinkhorn_divergence` has no
-second one. For problem RT with its maxima there is the exact path of `deft_tsds.path` instead.
+second one. For problem RT with its maxima there is the exact path of `deft_tsds.transport.path` instead.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-from deft_tsds import terms
 from deft_tsds.arrays import check_count, check_real
-from deft_tsds.objective import Objective
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport import terms
+from deft_tsds.transport.objective import Objective
+from deft_tsds.transport.problem import Plan, Problem
 
 _SEARCH_TOLERANCE = 1e-3  # of a Newton step: it is corrected by the next one
 _BOUNDARY = 0.25  # a fourth of nu in a Newton step: an entry on its way to zero falls by e^-4, not by e^-1

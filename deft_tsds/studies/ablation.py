@@ -1,6 +1,6 @@
 """Ablation: what each part of one way to choose is worth, cell by cell, seed by seed, with intervals.
 
-A cell is a variant of the experiment (`deft_tsds.studies`). Each is measured at one of two depths:
+A cell is a variant of the experiment (`deft_tsds.studies.variants`). Each is measured at one of two depths:
 
 - **select**: what is chosen. In each seed a random part of the target examples is left out of the choice; how near the
   chosen examples come to these is the one measure that nothing in an objective has seen.
@@ -24,16 +24,16 @@ import numpy as np
 
 from deft_tsds import build
 from deft_tsds import config as cfg
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.metrics import METRICS
-from deft_tsds.neighbors import nearest_neighbors
-from deft_tsds.objective import Objective
 from deft_tsds.pipeline import COPY, Pipeline
 from deft_tsds.report.composition import near_duplicate_share
 from deft_tsds.runs import Stage, console, plain, read_json, stage_key, track, write_json, write_jsonl
 from deft_tsds.sampling import sample
 from deft_tsds.selection import select
-from deft_tsds.side_by_side import SideBySide
-from deft_tsds.studies import Shelf, Variant, compare, variants
+from deft_tsds.studies.side_by_side import SideBySide
+from deft_tsds.studies.variants import Shelf, Variant, compare, variants
+from deft_tsds.transport.objective import Objective
 
 Until = Literal["select", "table"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from deft_tsds.data.sources import listed, read_rows
 from deft_tsds.runs import read_jsonl, track, write_jsonl
-from deft_tsds.sources import listed, read_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ import numpy as np
 from deft_tsds.arrays import check_real, row_blocks
 
 if TYPE_CHECKING:
-    from deft_tsds.problem import Problem
+    from deft_tsds.transport.problem import Problem
 
 Regularizer = Literal["kde", "uniform", "tv"]
 

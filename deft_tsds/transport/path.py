@@ -1,7 +1,7 @@
 """The optima of problem RT, "kde" and "uniform", as a differentiable path.
 
-At the optimum each query fills its neighbours in order, r_ij <= 1 / (s rho_j) (`deft_tsds.closed_form`). What is
-differentiable here, and what is not:
+At the optimum each query fills its neighbours in order, r_ij <= 1 / (s rho_j) (`deft_tsds.transport.closed_form`).
+What is differentiable here, and what is not:
 
 - **In tau = C (1 - alpha) / alpha the optimum is a staircase.** s*(tau) is the smallest level W_i(k) with
   F(s) >= tau, one of finitely many, so that dp/dtau = 0 but where it jumps. The same holds for distances: they decide
@@ -29,9 +29,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deft_tsds import terms
 from deft_tsds.arrays import check_real
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport import terms
+from deft_tsds.transport.problem import Plan, Problem
 
 
 def path_plan(problem: Problem, s: Any, *, blur: float = 0.0) -> Plan:
@@ -67,7 +67,7 @@ def path_plan(problem: Problem, s: Any, *, blur: float = 0.0) -> Plan:
 def path_ends(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """The least s that spreads any mass, and the largest one that is an optimum within K neighbours for certain.
 
-    The last is the smaller of min_i W_i(K) and Z/2, Z at its lower bound as in `deft_tsds.closed_form`.
+    The last is the smaller of min_i W_i(K) and Z/2, Z at its lower bound as in `deft_tsds.transport.closed_form`.
     """
     levels_MxK = _levels(problem)
     carries_M = jnp.asarray(problem.query_weights_M) > 0

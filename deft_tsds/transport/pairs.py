@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_tsds.arrays import as_matrix, check_real, check_same_width, row_blocks
-from deft_tsds.problem import Problem
 from deft_tsds.runs import track
+from deft_tsds.transport.problem import Problem
 
 # float32 products leave about this much of |x|^2 + |y|^2 in |x - y|^2: a pair at the rim of the reach is kept.
 _ROUNDING = 1e-5

@@ -3,7 +3,8 @@
     min over gamma >= 0, sum_j gamma_ij = w_i     sum_t weight_t term_t(gamma)
 
 Smooth terms are differentiated; kinked ones (`terms.KINKED`), a cap and a given marginal are regions, whose proximal
-maps are exact (`deft_tsds.projections`, `deft_tsds.kinks`). `deft_tsds.descent` has the method and the certificate.
+maps are exact (`deft_tsds.transport.projections`, `deft_tsds.transport.kinks`). The method and the certificate are in
+`deft_tsds.transport.descent`.
 
 All of it is one float64 program: a relative gap of 1e-4 is a difference of sums over M K entries that agree to four
 figures more than that, which float32 does not have.
@@ -20,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_tsds import terms
 from deft_tsds.arrays import check_count, check_real
-from deft_tsds.descent import Found, Start, allowance, descend, even_start
-from deft_tsds.kinks import Box, Tv
-from deft_tsds.objective import Objective
-from deft_tsds.problem import Plan, Problem
-from deft_tsds.projections import Both, Free, Marginal, Region
 from deft_tsds.runs import track
+from deft_tsds.transport import terms
+from deft_tsds.transport.descent import Found, Start, allowance, descend, even_start
+from deft_tsds.transport.kinks import Box, Tv
+from deft_tsds.transport.objective import Objective
+from deft_tsds.transport.problem import Plan, Problem
+from deft_tsds.transport.projections import Both, Free, Marginal, Region
 
 _PATIENCE = 4
 

@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import row_blocks, usable_cpus
-from deft_tsds.buffers import Buffers
+from deft_tsds.geometry.buffers import Buffers
 
 _ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
 _SCORES = 2**22

@@ -8,12 +8,12 @@ neighbours, weights w_i) it knows two things:
     bound     from costs c_ij of gamma_ij and multipliers, a number that no  <c, gamma> + g(gamma)  of the region is
               below. By weak duality any multipliers give one; those of the optimum give the least value itself.
 
-`deft_tsds.descent` takes mirror steps with the first and proves with the second how near it is to the optimum.
+`deft_tsds.transport.descent` steps by the first and proves by the second how near it is to the optimum.
 
     Free        rows that sum to 1, g = 0: a softmax
     Marginal    column sums p_j equal to, or at most, a limit_j: the scaling of Sinkhorn, or of Dykstra with prices >= 0
     Both        two regions at once, g the sum of theirs: Dykstra's alternation of their maps
-    Box, Tv     the kinks of problem RT, in `deft_tsds.kinks`
+    Box, Tv     the kinks of problem RT, in `deft_tsds.transport.kinks`
 
 The logarithms stay as they are where r_ij itself is below the smallest number: a later step may raise it again.
 """

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from deft_tsds.arrays import check_real
-from deft_tsds.ngrams import folded
+from deft_tsds.data.ngrams import folded
 from deft_tsds.runs import track
 from deft_tsds.sampling import generator_of
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.neighbors import nearest_neighbors
+from deft_tsds.geometry.neighbors import nearest_neighbors
 
 _PROBES = 2000
 _NEIGHBORS = 32  # so many exact copies may hide the nearest other point

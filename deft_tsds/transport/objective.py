@@ -19,8 +19,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from deft_tsds import terms
-from deft_tsds.problem import Plan, Problem
+from deft_tsds.transport import terms
+from deft_tsds.transport.problem import Plan, Problem
 
 _LEAVES = (np.ndarray, np.floating, jax.Array, float)
 

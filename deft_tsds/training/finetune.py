@@ -19,12 +19,21 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from deft_tsds.footprint import Shape, step_flops
-from deft_tsds.sharding import RULES, Rules, gathered, my_rows, place_batch, spread, spread_key, state_shardings
 from deft_tsds.t5.model import T5
 from deft_tsds.training.batches import ExampleOrder, Pairs, tokenize_pairs
+from deft_tsds.training.footprint import Shape, step_flops
 from deft_tsds.training.loop import Feed, Plan, Programs, Trained, train
 from deft_tsds.training.optimizers import learning_rates, make_optimizer
+from deft_tsds.training.sharding import (
+    RULES,
+    Rules,
+    gathered,
+    my_rows,
+    place_batch,
+    spread,
+    spread_key,
+    state_shardings,
+)
 from deft_tsds.training.step import (
     LossTerms,
     train_step,

@@ -16,9 +16,9 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from deft_tsds.arrays import as_matrix, check_count, check_real, check_same_width, row_blocks
-from deft_tsds.minhash import similar_pairs
-from deft_tsds.neighbors import BLOCK_BYTES, nearest_neighbors
-from deft_tsds.ngrams import folded, words_of
+from deft_tsds.data.minhash import similar_pairs
+from deft_tsds.data.ngrams import folded, words_of
+from deft_tsds.geometry.neighbors import BLOCK_BYTES, nearest_neighbors
 from deft_tsds.runs import track, write_json
 from deft_tsds.sampling import check_key
 

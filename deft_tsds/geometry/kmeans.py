@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deft_tsds import kmeans_host as host
-from deft_tsds import kmeans_programs as programs
 from deft_tsds.arrays import as_matrix, check_count, check_real, normalize_rows
+from deft_tsds.geometry import kmeans_host as host
+from deft_tsds.geometry import kmeans_programs as programs
 from deft_tsds.runs import track
 from deft_tsds.sampling import check_key, generator_of
 

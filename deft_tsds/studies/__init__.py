@@ -1,0 +1,1 @@
+"""Questions that take more than one run: variants of an experiment side by side, and ablations."""
