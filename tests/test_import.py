@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -41,26 +40,6 @@ def test_public_names_exist_and_are_all():
     assert public | {"selectors", "terms", "__version__"} == set(dt.__all__)
     assert all(hasattr(dt, name) for name in dt.__all__)
     assert {"DEFT", "TSDS", "Random", "Full", "ShortlistDEFT", "ClusteredTSDS"} <= set(dt.selectors.__all__)
-
-
-def test_functions_win_over_the_modules_of_the_same_name():
-    from deft_tsds.geometry.kmeans import kmeans
-    from deft_tsds.transport.tsds import tsds
-
-    assert dt.tsds is tsds
-    assert dt.kmeans is kmeans
-    assert isinstance(tsds, types.FunctionType)
-    assert isinstance(importlib.import_module("deft_tsds.transport.tsds"), types.ModuleType)
-    assert dt.tsds is tsds  # importing the module again does not put it in the function's place
-
-
-def test_any_first_import_gives_the_function():
-    for first in (
-        "from deft_tsds.transport.tsds import tsds",
-        "import deft_tsds.selectors.tsds",
-        "import deft_tsds.geometry.kmeans",
-    ):
-        assert run(f"{first}; import deft_tsds as dt; print(callable(dt.tsds), callable(dt.kmeans))") == "True True"
 
 
 def test_version_is_that_of_the_package():
