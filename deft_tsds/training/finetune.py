@@ -122,7 +122,7 @@ def finetune(
     if mesh is None:
         # The step donates its buffers: those of the caller's model must not be the ones given away.
         params = jax.tree.map(jnp.copy, params)
-        moments = jax.jit(optimizer.init)(params)
+        moments, layout = jax.jit(optimizer.init)(params), None
     else:
         params, frozen, dropout_key = (
             spread(params, mesh, rules),
@@ -131,6 +131,7 @@ def finetune(
         )
         laid_out = state_shardings(jax.eval_shape(optimizer.init, params), mesh, rules)
         moments = jax.jit(optimizer.init, out_shardings=laid_out)(params)
+        layout = tuple(leaf.sharding for leaf in jax.tree.leaves((params, moments)))
     order = ExampleOrder(pairs.lengths_N, batch_size, key=order_key)
 
     def placed(pairs: Pairs, rows: np.ndarray, weights_B: np.ndarray) -> dict[str, jax.Array]:
@@ -146,7 +147,8 @@ def finetune(
 
     def step(params, moments, batch, rate, step):
         key = jax.random.fold_in(dropout_key, step)
-        return train_step(graph, optimizer, params, moments, frozen, batch, rate, key, terms, accumulate=accumulate)
+        state, how = (params, moments, frozen), {"accumulate": accumulate, "layout": layout}
+        return train_step(graph, optimizer, *state, batch, rate, key, terms, **how)
 
     def validate(params) -> np.ndarray:
         def sums(rows, weights_B):

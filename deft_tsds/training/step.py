@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deft_tsds.t5.model import T5, shift_right
@@ -87,7 +87,9 @@ def _step(graph, optimizer, params, moments, frozen, batch, learning_rate, key, 
     return params, moments, StepLoss(jnp.sum(losses_B) / weight, losses_B)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "optimizer", "accumulate"), donate_argnames=("params", "moments"))
+@functools.partial(
+    jax.jit, static_argnames=("graph", "optimizer", "accumulate", "layout"), donate_argnames=("params", "moments")
+)
 def train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -100,12 +102,20 @@ def train_step(
     terms: LossTerms,
     *,
     accumulate: int = 1,
+    layout: tuple[NamedSharding, ...] | None = None,
 ) -> tuple[nnx.State, optax.OptState, StepLoss]:
     """One optimiser step of `params`; `frozen` is the rest of the model. Gives away the buffers of both states.
 
-    The batch is taken in `accumulate` parts whose gradients add up to the whole batch's.
+    The batch is taken in `accumulate` parts whose gradients add up to the whole batch's. `layout` has the shardings of
+    the leaves of (params, moments), which the new ones get; left to itself XLA may choose others, and compile anew.
     """
-    return _step(graph, optimizer, params, moments, frozen, batch, learning_rate, key, terms, accumulate)
+    params, moments, loss = _step(
+        graph, optimizer, params, moments, frozen, batch, learning_rate, key, terms, accumulate
+    )
+    if layout is not None:
+        leaves, tree = jax.tree.flatten((params, moments))
+        params, moments = jax.tree.unflatten(tree, map(jax.lax.with_sharding_constraint, leaves, layout))
+    return params, moments, loss
 
 
 @functools.partial(
