@@ -29,7 +29,7 @@ from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.metrics import METRICS
 from deft_tsds.runs import console, file_hash
-from deft_tsds.selectors import Transport
+from deft_tsds.selectors import Foreign, Transport
 from deft_tsds.t5.load import load_pretrained, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
 from deft_tsds.transport import terms
@@ -139,6 +139,8 @@ def selector_identity(config: Any) -> dict[str, str]:
 
     What a module imports in its turn is not looked at.
     """
+    if isinstance(config, Foreign):
+        return identity(config.path)
     named = [config.function] if isinstance(config, cfg.Custom) else []
     if isinstance(config, cfg.Transport):
         for section in config.objective.values():

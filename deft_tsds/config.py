@@ -16,7 +16,25 @@ from typing import Literal
 
 import tyro
 
-from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Full, Random, ShortlistDEFT
+from deft_tsds.selectors import (
+    DEFT,
+    LESS,
+    TSDS,
+    ClusteredTSDS,
+    Diverse,
+    FacilityLocation,
+    Foreign,
+    Full,
+    Herding,
+    KCenter,
+    Nearest,
+    Random,
+    RDSPlus,
+    RoundRobin,
+    SemDeDup,
+    ShortlistDEFT,
+    UnbalancedTransport,
+)
 from deft_tsds.transport.problem import DensityOver
 
 
@@ -169,7 +187,27 @@ class Transport:
 class Arm:
     """One way to choose the training set."""
 
-    selector: DEFT | TSDS | ShortlistDEFT | ClusteredTSDS | Transport | Random | Full | Custom
+    selector: (
+        DEFT
+        | TSDS
+        | ShortlistDEFT
+        | ClusteredTSDS
+        | Transport
+        | UnbalancedTransport
+        | Nearest
+        | RoundRobin
+        | RDSPlus
+        | LESS
+        | Diverse
+        | KCenter
+        | FacilityLocation
+        | Herding
+        | SemDeDup
+        | Random
+        | Full
+        | Foreign
+        | Custom
+    )
     """How to choose."""
     share: float | None = None
     """Budget as a share of the pool, in (0, 1]. Give `share` or `count`; for Full neither."""
@@ -200,6 +238,18 @@ class Scratch:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank factors in place of some matrices (arXiv 2106.09685); merged into them when the model is saved."""
+
+    rank: int = 8
+    """Rank of the factors."""
+    targets: tuple[str, ...] = ("q", "v")
+    """Names of the matrices: q, k, v, o, wi (or wi_0, wi_1), wo."""
+    alpha: float | None = None
+    """The correction counts alpha / rank; None is the rank."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Fine-tuning, the same for every arm."""
 
@@ -217,8 +267,8 @@ class Train:
     """Peak learning rate."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises from 0."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """What it does afterwards; linear and cosine fall to 0."""
+    schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "linear"
+    """What it does afterwards; linear and cosine fall to 0, rsqrt falls as 1 / sqrt(step)."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, on matrices only."""
     clip: float = 1.0
@@ -235,6 +285,16 @@ class Train:
     """Steps between validation losses."""
     patience: int | None = None
     """Stop after so many validations without a better loss, and keep the best; None trains to the end."""
+    keep_best: bool = False
+    """End with the parameters of the best validation loss, also without `patience`."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over the whole vocabulary, in [0, 1)."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2 in the loss, which keeps the logits from drifting; T5 was trained with 1e-4."""
+    lora: Lora | None = None
+    """Train low-rank factors and leave the model as it is; None trains all parameters."""
+    profile: bool = False
+    """Write a trace of three steps to finetune/<arm>/seed-<r>/profile."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20

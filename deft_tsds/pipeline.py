@@ -7,6 +7,7 @@ and any other method is the job up to there.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import sys
@@ -25,9 +26,11 @@ from deft_tsds.evaluate import statistics_of, tabulate
 from deft_tsds.report import write_report
 from deft_tsds.runs import Run, Stage, atomic_write, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
+from deft_tsds.t5.card import write_model_card
 from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
-from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs
+from deft_tsds.t5.lora import add_lora
+from deft_tsds.training.finetune import LossTerms, finetune, learning_rates, make_optimizer, tokenize_pairs
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -260,10 +263,14 @@ class Pipeline:
                     max_input_tokens=train.max_input_tokens,
                     max_target_tokens=train.max_target_tokens,
                     weights=weights,
+                    ids=examples.ids,
                 )
 
             pairs = tokenized(chosen, selection.weights)
             model = self._start(replicate)
+            if train.lora is not None:
+                key = stage_key(self.experiment.seed, "lora", str(replicate))
+                model = add_lora(model, **dataclasses.asdict(train.lora), key=key)
             trained = finetune(
                 model,
                 pairs,
@@ -275,18 +282,30 @@ class Pipeline:
                 ),
                 batch_size=train.batch_size,
                 accumulate=train.accumulate,
+                terms=LossTerms(train.label_smoothing, train.z_loss),
                 key=stage_key(self.experiment.seed, "finetune", str(replicate)),
                 folder=folder,
                 optimizer=make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
                 validation=tokenized(self.examples("validation")) if train.validation else None,
                 validate_every=train.validate_every,
                 patience=train.patience,
+                keep_best=train.keep_best,
                 save_every=train.save_every,
                 log_every=train.log_every,
+                profile=train.profile,
                 description=f"finetune/{arm}/seed-{replicate}",
             )
             save_pretrained(model, folder / "model")
             tokenizer.save_pretrained(folder / "model")
+            base = self.experiment.model
+            write_model_card(
+                folder / "model",
+                base="A T5 with random weights" if base == "scratch" else base,
+                selector=str(selection.info["selector"]),
+                count=len(selection),
+                selection={name: value for name, value in selection.info.items() if name != "seconds"},
+                training={"settings": plain(train), **plain(trained)},
+            )
             return {**plain(trained), "pairs": len(pairs), "cut": pairs.cut}
 
         settings = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import numpy as np
 
-from deft_tsds.arrays import as_matrix, check_count, check_same_width
+from deft_tsds.arrays import Rows, as_matrix, check_count, check_same_width
 from deft_tsds.cost import PlanCost, available_memory
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
 from deft_tsds.sampling import check_costs, check_key
@@ -370,10 +370,10 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-def _read_only(array: np.ndarray | None) -> Any:
+def _read_only(array: Any) -> Any:
     """A view that a selector cannot write through; the caller's array stays as it is."""
-    if array is None:
-        return None
+    if array is None or isinstance(array, Rows):  # rows on disk, or sparse ones, are read block by block into copies
+        return array
     view = array.view()
     view.flags.writeable = False
     return view
