@@ -193,33 +193,28 @@ class Test:
 
 
 def show(rows: list[dict[str, Any]], settings: Settings) -> None:
-    """Means over seeds, and how many evaluations the gradient needed."""
+    """Means over seeds, and how many evaluations the gradient needed to be as good as the grid."""
     size = len(settings.alphas) * settings.bandwidths
     title = (
-        f"means over seeds; to grid: evaluations by gradient until no worse than the best of the grid's {size}, "
-        f"median of the seeds that reach it; near: within {NEAR:.1%} of it"
+        f"Means over seeds. Of the gradient: evaluations until no worse than the best of the grid's {size}, and until "
+        f"within {NEAR:.1%} of it; median of the seeds that come so far."
     )
     table = Table(title=title, title_justify="left")
-    held_out, test = ("held-out: default", "grid", "learned"), ("test: default", "grid", "learned")
-    for column in ("target", *held_out, "to grid", "near", *test):
-        table.add_column(column, justify="right")
-    for column in ("accuracy: default", "grid", "learned"):
+    for column in ("target", "knobs", "held-out", "test loss", "test accuracy", "no worse after", "near after"):
         table.add_column(column, justify="right")
     for target in [*settings.targets, "all"]:
         some = [row for row in rows if target in (row["target"], "all")]
-
-        def means(field: str, digits: int, some: list[dict[str, Any]] = some) -> list[str]:
-            return [
-                f"{np.mean([row[arm][field] for row in some]):.{digits}f}" for arm in ("default", "grid", "learned")
-            ]
-
-        def reached(field: str, some: list[dict[str, Any]] = some) -> str:
-            counts = [row[field] for row in some if row[field] is not None]
-            return f"{np.median(counts):.0f} ({len(counts)} of {len(some)})" if counts else f"none of {len(some)}"
-
-        counts = reached("evaluations_to_grid"), reached("evaluations_to_near")
-        table.add_row(target, *means("loss", 4), *counts, *means("test_loss", 4), *means("test_accuracy", 3))
+        for arm in ("default", "grid", "learned"):
+            fields = zip(("loss", "test_loss", "test_accuracy"), ("0.4f", "0.4f", "0.3f"), strict=True)
+            means = [format(np.mean([row[arm][field] for row in some]), digits) for field, digits in fields]
+            reached = [_reached(some, to) for to in ("grid", "near")] if arm == "learned" else []
+            table.add_row(target, arm, *means, *reached)
     console.print(table)
+
+
+def _reached(rows: list[dict[str, Any]], to: str) -> str:
+    counts = [row[f"evaluations_to_{to}"] for row in rows if row[f"evaluations_to_{to}"] is not None]
+    return f"{np.median(counts):.0f} ({len(counts)} of {len(rows)})" if counts else f"(none of {len(rows)})"
 
 
 def main(settings: Settings) -> None:

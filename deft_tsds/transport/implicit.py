@@ -42,7 +42,7 @@ from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective
 from deft_tsds.transport.problem import Plan, Problem
 
-_SEARCH_TOLERANCE = 1e-3  # of a Newton step: it is corrected by the next one
+_SEARCH_TOLERANCE, _SEARCH_PRODUCTS = 1e-3, 100  # of a Newton step: it is corrected by the next one
 _BOUNDARY = 0.25  # a fourth of nu in a Newton step: an entry on its way to zero falls by e^-4, not by e^-1
 _ENOUGH_DECREASE = 1e-4
 _EASIER, _HARDER = 0.1, 10.0  # what a step that was taken, or was not, makes of the damping
@@ -94,7 +94,8 @@ def optimum(problem: Problem, objective: Objective, *, tolerance: float = 1e-12,
         tolerance: the gap to reach, relative to sum_ij gamma_ij |g_ij|, and not below rounding. Second derivatives of
             the terms enter the derivatives: compute in float64 (`jax.enable_x64(True)`, and float64 arguments) where
             they are to be good to more than two or three figures.
-        max_steps: how many Newton steps at most; each takes up to 1,000 products with the Hessian, O(M K).
+        max_steps: how many Newton steps at most; each takes up to 100 products with the Hessian, O(M K), and
+            the derivatives up to 1,000.
 
     Returns:
         Optimum, in the precision of the costs.
@@ -166,7 +167,8 @@ def _newton_step(
     length_M = jnp.sqrt(jnp.sum(mass_MxK, axis=1))
     length_M = jnp.where(length_M > 0, length_M, 1)
     unit_MxK = root_MxK / length_M[:, None]
-    tolerance = 16 * jnp.finfo(mass_MxK.dtype).eps if certain else _SEARCH_TOLERANCE
+    exact = 16 * jnp.finfo(mass_MxK.dtype).eps, _MOST_PRODUCTS
+    tolerance, most = exact if certain else (_SEARCH_TOLERANCE, _SEARCH_PRODUCTS)
 
     def tangent(y):
         return y - unit_MxK * jnp.sum(unit_MxK * y, axis=1, keepdims=True)
@@ -176,7 +178,7 @@ def _newton_step(
         return root_MxK * change + slack_MxK * y
 
     def solve(product, b):
-        y, _ = cg(product, b, tol=tolerance, maxiter=_MOST_PRODUCTS)
+        y, _ = cg(product, b, tol=tolerance, maxiter=most)
         if not certain:
             return y
         solved = jnp.linalg.norm(product(y) - b) <= 1e-4 * jnp.linalg.norm(b)
