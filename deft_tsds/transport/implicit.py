@@ -178,6 +178,7 @@ def _newton_step(
         return root_MxK * change + slack_MxK * y
 
     def solve(product, b):
+        b = tangent(b)  # where nearly all of it was cancelled by the first projection, rounding is left beside it
         y, _ = cg(product, b, tol=tolerance, maxiter=most)
         if not certain:
             return y
