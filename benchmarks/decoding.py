@@ -69,7 +69,9 @@ def transformers(folder: str, batch: int, source_tokens: int, new_tokens: int, b
     import torch
     from transformers import T5ForConditionalGeneration
 
-    model, ids = T5ForConditionalGeneration.from_pretrained(folder).eval(), torch.tensor(_ids(batch, source_tokens))
+    model: Any = T5ForConditionalGeneration.from_pretrained(folder)
+    model.eval()
+    ids = torch.tensor(_ids(batch, source_tokens))
     settings = {"do_sample": False, "num_beams": beams, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     return functools.partial(model.generate, input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
 

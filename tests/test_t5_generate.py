@@ -6,8 +6,10 @@ Greedy and beam search on the cross of architectures are in `test_t5_parity.py`.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_the_four_best_of_four_beams_are_those_of_transformers(pair, options):
 def test_min_new_tokens_is_that_of_transformers(pair):
     theirs, ours = pair
     ids, mask = batch(32, 21, seed=1)
-    options = {"max_new_tokens": 16, "min_new_tokens": 9}
+    options: dict[str, Any] = {"max_new_tokens": 16, "min_new_tokens": 9}
     expected = _torch_generate(theirs, ids, mask, **options)
     assert min(map(len, trimmed(expected))) == 10  # nine others, then the end
     np.testing.assert_array_equal(generate(ours, ids, mask, **options), expected)
@@ -149,7 +151,7 @@ def test_texts_come_back_in_order_whatever_the_batch(tmp_path):
         tie_word_embeddings=False, scale_decoder_outputs=False,
     )  # fmt: skip
     model = T5(config, rngs=nnx.Rngs(0))
-    options = {"max_input_tokens": 40, "max_new_tokens": 6}
+    options: dict[str, Any] = {"max_input_tokens": 40, "max_new_tokens": 6}
     answers = generate_texts(model, tokenizer, texts, batch_size=4, **options)
     assert len(set(answers)) > 3
     assert answers == generate_texts(model, tokenizer, texts, batch_size=11, **options)
@@ -184,7 +186,7 @@ def test_draws_have_the_filtered_probabilities(temperature, top_k, top_p):
     draws = 40_000
     logits = np.random.default_rng(0).normal(0, 1.5, 13).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), draws)
-    drawn = draw(np.tile(logits, (draws, 1)), keys, temperature, top_k, top_p)
+    drawn = draw(jnp.tile(logits, (draws, 1)), keys, temperature, top_k, top_p)
     expected = _probabilities(logits, temperature, top_k, top_p)
     found = np.bincount(drawn, minlength=13) / draws
     assert 2 <= np.count_nonzero(expected) <= (top_k or 13)
@@ -196,7 +198,8 @@ def test_sampling_narrows_to_greedy(flan):
     ids, mask = batch(8, 14, seed=3)
     greedy = generate(flan, ids, mask, max_new_tokens=12)
     key = jax.random.key(5)
-    for options in ({"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-4}):
+    narrow: list[dict[str, Any]] = [{"top_k": 1}, {"temperature": 1e-4}, {"top_p": 1e-4}]
+    for options in narrow:
         np.testing.assert_array_equal(generate(flan, ids, mask, max_new_tokens=12, key=key, **options), greedy)
     assert (generate(flan, ids, mask, max_new_tokens=12, key=key)[:, :8] != greedy[:, :8]).any()
 
@@ -253,7 +256,7 @@ def test_generate_errors(flan, change, message):
 
 def test_generate_texts_errors(flan):
     tokenizer = train_tokenizer(["a b c"], vocab_size=300)
-    options = {"max_input_tokens": 8, "max_new_tokens": 3, "batch_size": 2}
+    options: dict[str, Any] = {"max_input_tokens": 8, "max_new_tokens": 3, "batch_size": 2}
     with pytest.raises(ValueError, match=r"the tokenizer has 2\d\d tokens, the model 97 embeddings"):
         generate_texts(flan, tokenizer, ["a"], **options)
     with pytest.raises(ValueError, match="num_return is for `generate`"):

@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ def _scores(model, ids, mask, tokens: list[list[int]]) -> np.ndarray:
 def test_four_beams_agree_on_a_thousand_rows_and_differ_only_by_ties(pair):
     theirs, ours = pair
     ids, mask = _all_sources(84)  # 252 rows for each of the four kinds
-    options = {"max_new_tokens": 14, "num_beams": 4}
+    options: dict[str, Any] = {"max_new_tokens": 14, "num_beams": 4}
     expected = trimmed(_torch_generate(theirs, ids, mask, **options))
     found = trimmed(generate(ours, ids, mask, **options))
     assert len({len(row) for row in expected}) > 3
@@ -162,7 +163,7 @@ def test_beams_after_a_prefix_are_token_identical(pair):
     theirs, ours = pair
     ids, mask = batch(16, 21, seed=6)
     before = np.random.default_rng(3).integers(3, 97, (16, 3))
-    options = {"max_new_tokens": 14, "num_beams": 4}
+    options: dict[str, Any] = {"max_new_tokens": 14, "num_beams": 4}
     expected = trimmed(_torch_generate(theirs, ids, mask, before, **options))
     assert trimmed(generate(ours, ids, mask, prefix_BxP=before, **options)) == expected
 

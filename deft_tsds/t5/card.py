@@ -72,7 +72,7 @@ def write_model_card(
         count=count,
         selection=_table(selection),
         training=f"\n## Training\n\n{_table(training)}" if training else "",
-        path=json.dumps(str(folder)),
+        path=json.dumps(folder.absolute().name),  # no local path: cards are published
     )
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
