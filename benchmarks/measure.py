@@ -73,7 +73,8 @@ def compare(contenders: dict[str, str], case: dict[str, Any], *, rounds: int = 3
 
 def _apart(target: str, case: dict[str, Any], calls: int) -> Timing:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    # The package beside this file, whichever one is installed.
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
     command = [sys.executable, __file__, target, json.dumps(case), str(calls)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Timing(**json.loads(done.stdout.splitlines()[-1]))
