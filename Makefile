@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/python scripts/run.py configs/demo.py --workdir runs/demo
 
 test: .venv/ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -339,7 +339,8 @@ def run_many(folder, *, pairs, dropout, **options):
             np.testing.assert_allclose(*found, atol=1e-5)
         np.testing.assert_allclose(together[number].loss, trained.loss, atol=1e-5)
         for x, y in zip(leaves(models[number]), leaves(alone), strict=True):
-            np.testing.assert_allclose(x, y, atol=2e-5)
+            # Adam divides by the size of a gradient: where it is almost 0, the order of sums decides a whole step.
+            np.testing.assert_allclose(x, y, atol=1e-4)
     return models, together
 
 
@@ -379,7 +380,7 @@ def test_many_runs_go_on_from_a_checkpoint(tmp_path):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"batch_size \(8\) must be a multiple of accumulate \(3\)"):
         run(tmp_path, accumulate=3)
-    with pytest.raises(ValueError, match="patience needs validation"):
+    with pytest.raises(ValueError, match="need validation pairs"):
         run(tmp_path, patience=2)
     with pytest.raises(ValueError, match="keep_best need validation"):
         run(tmp_path, keep_best=True)
