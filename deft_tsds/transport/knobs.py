@@ -111,10 +111,9 @@ def learn_knobs(
     loss = loss if isinstance(loss, Partial) else Partial(loss)
     on_device = jax.device_put((pairs, loss))
     points, history = [], []
-    best = plan = None
+    best: list[tuple[dict[str, float], Plan]] = []
 
     def evaluate(place):
-        nonlocal best, plan
         (value, (s, h)), slope = _loss_and_slope(jnp.asarray(place, jnp.float32), *on_device, low, high, blur)
         if not (np.isfinite(value) and np.isfinite(slope).all()):
             raise ValueError(f"the loss at s = {s:g}, bandwidth = {h:g} is {value:g}, or its slope is not finite.")
@@ -123,8 +122,8 @@ def learn_knobs(
         here = {"s": float(s), "bandwidth": float(h), "blurred_loss": float(value), "alpha": alpha}
         here["loss"] = float(_loss(on_device[1], jnp.asarray(plan_here.weights_U, jnp.float32)))
         history.append(here)
-        if best is None or here["loss"] < best["loss"]:
-            best, plan = here, plan_here
+        if not best or here["loss"] < best[0][0]["loss"]:
+            best[:] = [(here, plan_here)]
         return float(value), np.asarray(slope, np.float64)
 
     for place in [np.full(2, 0.5), *generator.random((starts - 1, 2))]:
@@ -141,9 +140,8 @@ def learn_knobs(
             bounds=[(0, 1)] * 2,
             options={"maxfun": left, "maxls": 8, "ftol": _PROGRESS, "gtol": _PROGRESS},
         )
-    assert best is not None  # for the types: there was at least one start
-    assert plan is not None
-    return Learned(best["alpha"], scale, best["bandwidth"], plan.info["s"], best["loss"], plan, history)
+    [(found, plan)] = best
+    return Learned(found["alpha"], scale, found["bandwidth"], plan.info["s"], found["loss"], plan, history)
 
 
 def _plan_at(pairs: Pairs, s: float, bandwidth: float, scale: float) -> tuple[float, Plan]:

@@ -20,6 +20,7 @@ The logarithms stay as they are where r_ij itself is below the smallest number: 
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ _ALTERNATIONS = 100
 _AGREEMENT = 1e-6
 
 
-class Region:
+class Region(abc.ABC):
     """A set of plans and a function g on it. Subclasses are frozen pytrees, all of whose numbers are traced."""
 
     momentum: ClassVar[bool] = True
@@ -43,17 +44,17 @@ class Region:
         """Rows of the region near a, and multipliers to begin with."""
         return jax.nn.log_softmax(log_a_MxK, axis=1), jnp.zeros_like(self.weights_M)
 
+    @abc.abstractmethod
     def project(self, log_a_MxK: jax.Array, step: jax.Array, multipliers: Any) -> tuple[jax.Array, Any]:
         """log r and multipliers, in units of the costs; the multipliers of the step before are a first guess."""
-        raise NotImplementedError
 
     def growth(self, multipliers: Any) -> Any:
         """By how much the next step may exceed the one that gave these multipliers."""
         return 100.0
 
+    @abc.abstractmethod
     def bound(self, costs_MxK: jax.Array, multipliers: Any, room: jax.Array) -> jax.Array:
         """A lower bound of <c, gamma> + g where that is at most `room`."""
-        raise NotImplementedError
 
     def penalty(self, shares_MxK: jax.Array) -> jax.Array:
         """g."""
