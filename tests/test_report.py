@@ -28,7 +28,8 @@ from deft_tsds.report.composition import flag_shares, group_shares, near_duplica
 from deft_tsds.report.figures import COLOURS, OTHER_COLOUR, hover_text, loss_figure, map_figure, nice_ticks, plotly_text
 from deft_tsds.report.map2d import MOST_POINTS, PoolMap, plane, pool_map, proportional_sample
 from deft_tsds.report.outputs import edits, side_by_side
-from deft_tsds.report.page import clipped, count, duration, flat, size
+from deft_tsds.report.page import duration, flat, size
+from deft_tsds.report.shell import clipped, count
 from deft_tsds.report.typicality import extremes, typicality
 from deft_tsds.report.view import RunView
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl

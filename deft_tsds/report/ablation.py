@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
-
+from deft_tsds.report import shell
 from deft_tsds.report.figures import OTHER_COLOUR, colour, plotly_text
-from deft_tsds.report.page import _json, _policy, _printable, _script, _source, clipped, count
 from deft_tsds.report.results import metric_label, percent
 from deft_tsds.runs import atomic_write
 
@@ -63,8 +60,6 @@ def headings(table: Mapping[str, Any]) -> dict[str, str]:
 
 def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
     """Write the page of what `deft_tsds.studies.ablation.ablate` returned; `command` is what made it."""
-    from plotly.offline import get_plotlyjs
-
     shown = measures(table)
     figures: dict[str, Any] = {}
     sweeps, drops = [], []
@@ -76,26 +71,19 @@ def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Seque
         if plot := drop_figure(table, name):
             figures[f"drop-{name}"] = plot
             drops.append(f"drop-{name}")
-    scripts = [_script(get_plotlyjs()), _script(_source("page.js")), _script(_source("sortable.js"))]
-    environment = Environment(
-        loader=FunctionLoader(_source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        clipped=clipped,
-        count=count,
-        number=number,
-        interval=interval,
-        short=_short,
-        percent=percent,
-        title=title,
-        meaning=meaning,
-    )
-    page = environment.get_template("ablation.html").render(
+    page = shell.render(
+        "ablation.html",
+        filters={
+            "number": number,
+            "interval": interval,
+            "short": _short,
+            "percent": percent,
+            "title": title,
+            "meaning": meaning,
+        },
+        plots=figures,
+        styles=["style.css", "ablation.css"],
+        scripts=["page.js", "sortable.js"],
         table=table,
         measures=shown,
         headline=headline(table, shown[0]),
@@ -103,10 +91,6 @@ def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Seque
         drops=drops,
         groups=list(table["pool"]["groups"].items())[:24],
         command=" ".join(command),
-        style=Markup(_source("style.css") + _source("ablation.css")),
-        data=_json(figures),
-        scripts=scripts,
-        policy=_policy(scripts),
     )
     path = Path(path)
     with atomic_write(path) as temporary:

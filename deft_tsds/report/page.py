@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
-from deft_tsds.report import composition, figures, results
+from deft_tsds.report import composition, figures, results, shell
 from deft_tsds.report.map2d import PoolMap, pool_map
 from deft_tsds.report.outputs import side_by_side
 from deft_tsds.report.typicality import extremes, typicality
 from deft_tsds.report.view import ArmView, RunView, read_run
 from deft_tsds.runs import atomic_write, stage_key
-
-# Line feeds and tabs are layout; other control characters and lone surrogates are no text in HTML or in UTF-8.
-_UNPRINTABLE = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
-    if chr(code) not in "\t\n\r"
-}
 
 
 def write_report(run: str | Path, path: str | Path | None = None) -> Path:
@@ -53,8 +41,6 @@ def write_report(run: str | Path, path: str | Path | None = None) -> Path:
 
 def render(view: RunView) -> str:
     """The page of a run, as HTML."""
-    from plotly.offline import get_plotlyjs
-
     key = stage_key(int(view.experiment["config"].get("seed", view.experiment["seeds"][0])), "report")
     mapped = pool_map(view, key=jax.random.fold_in(key, 0))
     near_duplicates = composition.near_duplicate_shares(view, key=jax.random.fold_in(key, 1))
@@ -65,25 +51,17 @@ def render(view: RunView) -> str:
         choices = extremes(view, typicality(view.embeddings_NxD, view.pool.groups))
     plots: dict[str, Any] = {"loss": figures.loss_figure(view.arms)}
     plots["map"] = figures.map_figure(view, mapped) if mapped else None
-    scripts = [_script(get_plotlyjs()), _script(_source("page.js"))]
-    environment = Environment(
-        loader=FunctionLoader(_source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=results.percent,
-        number=results.format_number,
-        duration=duration,
-        size=size,
-        count=count,
-        clipped=clipped,
-        colour=figures.colour,
-    )
-    return environment.get_template("page.html").render(
+    return shell.render(
+        "page.html",
+        filters={
+            "percent": results.percent,
+            "number": results.format_number,
+            "duration": duration,
+            "size": size,
+            "colour": figures.colour,
+        },
+        styles=["style.css"],
+        scripts=["page.js"],
         view=view,
         experiment=view.experiment,
         arms=view.arms,
@@ -105,10 +83,6 @@ def render(view: RunView) -> str:
         outputs=side_by_side(view),
         versions=_versions(view),
         config=flat(view.experiment["config"]),
-        style=Markup(_source("style.css")),
-        data=_json(plots),
-        scripts=scripts,
-        policy=_policy(scripts),
     )
 
 
@@ -133,20 +107,6 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def count(number: int) -> str:
-    """A whole number with thin spaces between thousands."""
-    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def clipped(text: str, limit: int) -> str:
-    """The beginning of a text, cut at a space where one is near."""
-    if len(text) <= limit:
-        return text
-    head = text[:limit]
-    space = head.rfind(" ", limit - 40)
-    return (head[:space] if space > 0 else head).rstrip() + "…"
-
-
 def flat(config: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
     """A nested config as (path, value) pairs, with the paths that the command line takes."""
     pairs: list[tuple[str, str]] = []
@@ -157,38 +117,6 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], 
         else:
             pairs.append((path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return tuple(pairs)
-
-
-def _printable(value: Any) -> Any:
-    """Applied by Jinja to every value that the template prints, before it is escaped."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return value.translate(_UNPRINTABLE)
-    return value
-
-
-def _json(value: Any) -> Markup:
-    """JSON that cannot end the script element that holds it: `<`, `>`, `&` as escapes, and nothing beyond ASCII."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _source(name: str) -> str:
-    return importlib.resources.files("deft_tsds.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script(text: str) -> Markup:
-    return Markup(text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _policy(scripts: list[Markup]) -> str:
-    """A content security policy that allows these scripts by hash, inline styles, data images, and nothing else."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _opening(view: RunView, arms: Sequence[ArmView]) -> int:
