@@ -276,7 +276,8 @@ def test_some_rows_are_never_copied_at_once():
         tracemalloc.stop()
         return peak
 
-    assert peak(points=matrix, rows=rows) < peak(points=matrix) + matrix.nbytes / 4
+    # A copy would add all of matrix.nbytes; the row numbers, and the blocks of some threads at once, are a part of it.
+    assert peak(points=matrix, rows=rows) < peak(points=matrix) + matrix.nbytes / 2
 
 
 @pytest.mark.parametrize(
