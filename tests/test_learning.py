@@ -5,10 +5,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from deft_tsds.data.examples import read_examples
+from deft_tsds.t5 import T5, T5Config
 from deft_tsds.t5.generate import generate_texts
-from deft_tsds.t5.load import load_pretrained, load_tokenizer
+from deft_tsds.t5.load import load_pretrained, load_tokenizer, train_tokenizer
 from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer, tokenize_pairs, validation_loss
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -74,23 +76,33 @@ def test_held_out_loss_falls_below_the_copy_unigram_level(texts, tmp_path):
 
 
 def test_it_learns_64_pairs_by_heart(texts, tmp_path):
-    model, tokenizer = load_pretrained(NANO), load_tokenizer(NANO)
-    shortest = sorted(range(len(texts[0])), key=lambda row: (len(texts[1][row]), row))[:64]
+    # A T5 of the demo's shape from nothing. The pretrained one gives "Jese" for "Jesse" whatever the steps: its decoder
+    # has the same state after one "s" and after two. torch, which trains it no better, comes to the same loss.
+    prompts, targets = texts
+    tokenizer = train_tokenizer([*prompts, *targets], vocab_size=1000)
+    shape = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=96,
+        d_kv=24,
+        d_ff=256,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+    )
+    model = T5(shape, rngs=nnx.Rngs(0))
+    shortest = sorted(range(len(targets)), key=lambda row: (len(targets[row]), row))[:64]
     prompts, targets = ([side[row] for row in shortest] for side in texts)
     pairs = tokenize_pairs(tokenizer, prompts, targets, **WIDTHS)
     finetune(
         model,
         pairs,
-        rates=learning_rates(steps=150, peak=2e-3, warmup=0.1, schedule="linear"),
+        rates=learning_rates(steps=320, peak=3e-3, warmup=0.1, schedule="linear"),
         batch_size=32,
         key=jax.random.key(0),
         folder=tmp_path,
         optimizer=make_optimizer("adamw"),
     )
     answers = generate_texts(model, tokenizer, prompts, max_input_tokens=64, max_new_tokens=64, batch_size=32)
-    # What the tokenizer itself cannot give back (rare characters, doubled spaces) is no fault of the model.
-    wanted = tokenizer.batch_decode([row[row != 0] for row in pairs.labels_NxT], skip_special_tokens=True)
-    right = [answer == target for answer, target in zip(answers, wanted, strict=True)]
-    assert np.mean(right) == 1.0, [
-        pair for pair, ok in zip(zip(answers, wanted, strict=True), right, strict=True) if not ok
-    ]
+    pairs_given = list(zip(answers, targets, strict=True))
+    assert [pair for pair in pairs_given if pair[0] != pair[1]] == []
