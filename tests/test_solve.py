@@ -225,6 +225,20 @@ def test_a_sweep_in_any_order_and_over_several_weights_and_from_spread_to_sparse
             assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("moving", "weights"),
+    [("h", np.geomspace(0.2, 2, 8)), ("a", np.linspace(0.5, 2, 8)), ("h", [0.2, 0.3, 0.5, 0.9, 1.5])],
+)
+def test_a_sweep_finds_its_lines(moving, weights):
+    """With an entropy the logarithms of shares are lines in its inverse weight, or in the weight of the costs."""
+    objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), h=(1.0, dt.terms.entropy))
+    swept = dt.sweep(build(1), objective, **{moving: weights})
+    steps = [info["steps"] for _, info in swept]
+    assert all(info["converged"] for _, info in swept)
+    in_order = steps if moving == "a" else steps[::-1]  # from spread out to not
+    assert sum(in_order[3:-1]) <= 3
+
+
 def test_not_converged_is_a_warning_and_a_field():
     objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), r=(0.1, dt.terms.chi_square))
     with pytest.warns(UserWarning, match="^Not converged: after 1 steps the value, .* above the optimum. Raise"):

@@ -25,6 +25,7 @@ import numpy as np
 from deft_tsds.arrays import check_count, check_real
 from deft_tsds.runs import track
 from deft_tsds.transport import terms
+from deft_tsds.transport.ahead import Trail
 from deft_tsds.transport.descent import Found, Start, allowance, descend, even_start
 from deft_tsds.transport.kinks import Box, Tv
 from deft_tsds.transport.objective import Objective
@@ -93,11 +94,11 @@ def sweep(
 ) -> list[tuple[Plan, dict[str, Any]]]:
     """Solve one objective for many weights, one after another in one compiled program (free marginals).
 
-    Each descent begins where the one of the next weights ended, moved on by as much as those differ from theirs; the
-    certificate is that of `solve`, which does not look at the start. From a plan that is spread out to one that is
-    not the way is short, and long in the other direction, where mass that has gone must come back. So both ends are
-    solved first, and the sweep begins at the one of the larger entropy. A descent that takes longer than both ends did
-    is begun again as `solve` begins.
+    Each descent begins where the optima of the weights before lead to (`deft_tsds.transport.ahead`); the certificate is
+    that of `solve`, which does not look at the start. From a plan that is spread out to one that is not the way is
+    short, and long in the other direction, where mass that has gone must come back. So both ends are solved first, and
+    the sweep begins at the one of the larger entropy. A descent that takes longer than both ends did is begun again as
+    `solve` begins.
 
     Args:
         problem, objective, tolerance, max_iterations: as in `solve`.
@@ -155,32 +156,16 @@ def _follow(
         order.reverse()
     patience = min(most, _PATIENCE * sum(int(found.count) for _, found in ends.values()))
 
-    start, last_four = cold, ()
+    trail, start = Trail(), cold
     for i in track(order, "weights"):
+        if i not in ends:
+            start = Start(trail.ahead(problem.query_weights_M, points_SxW[i]), start.step)
         one, found = ends[i] if i in ends else descend_at(i, start, patience)
         if i not in ends and patience <= int(found.count) < most:
             one, found = descend_at(i, cold, most)
             found = found._replace(count=found.count + patience)
         yield i, one, found
-        last_four = (*(last_four or (found.log_r_MxK,) * 4)[1:], found.log_r_MxK)
-        start = Start(_ahead(problem.query_weights_M, last_four), found.step)
-
-
-@jax.jit
-def _ahead(weights_M: jax.Array, ends: tuple[jax.Array, ...]) -> jax.Array:
-    """Where the next end will be: the last one, or a line or a parabola through the last in logarithms.
-
-    That of the three which would have been nearest to the last end, by KL(last | guess), which is what a descent has
-    to go. The steps from weight to weight count as equal; where they are not, the last end wins.
-    """
-    a, b, c, d = ends
-
-    def off(guess):
-        missed_M = jnp.sum(jnp.exp(d) * (d - guess), axis=1) + jax.nn.logsumexp(guess, axis=1)
-        return jnp.dot(weights_M, missed_M)
-
-    best = jnp.argmin(jnp.stack([off(c), off(2 * c - b), off(3 * c - 3 * b + a)]))
-    return jax.lax.switch(best, [lambda: d, lambda: 2 * d - c, lambda: 3 * d - 3 * c + b])
+        trail, start = trail.to(found.log_r_MxK, points_SxW[i]), start._replace(step=found.step)
 
 
 def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
