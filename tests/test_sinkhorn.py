@@ -72,9 +72,7 @@ def test_scalings_that_do_not_fit_are_done_in_logarithms(monkeypatch):
     arguments = {"marginal": over_all(LIMIT_U), "tolerance": 1e-9}
     plan, _ = dt.solve(PROBLEM, objective(1.0, 0.05), **arguments)
     monkeypatch.setattr(sinkhorn, "_LARGEST_LOG", 20.0)  # the kernel's go to 1 / 0.05
-    sinkhorn._iterate.clear_cache()
     again, info = dt.solve(PROBLEM, objective(1.0, 0.05), **arguments)
-    sinkhorn._iterate.clear_cache()
     assert info["converged"]
     np.testing.assert_allclose(again.mass_MxK, plan.mass_MxK, atol=1e-9)
 
@@ -118,9 +116,16 @@ def test_a_marginal_that_no_plan_has_is_said():
     assert info["violation"] > 0.01
 
 
-def test_other_weights_marginals_and_tolerances_do_not_compile_again():
-    arguments = {"marginal": over_all(LIMIT_U), "tolerance": 1e-6}
+def test_other_weights_and_tolerances_do_not_compile_again(monkeypatch):
+    traced, peer = [], sinkhorn.Sinkhorn
+
+    def counted(**arguments):
+        traced.append(1)
+        return peer(**arguments)
+
+    monkeypatch.setattr(sinkhorn, "Sinkhorn", counted)
+    arguments = {"marginal": over_all(LIMIT_U), "max_iterations": 41}  # which no other test has compiled for
     dt.solve(PROBLEM, objective(1.0, 0.3), **arguments)
-    compiled = sinkhorn._iterate._cache_size()
-    dt.solve(PROBLEM, objective(0.7, 0.4), marginal=over_all(LIMIT_U), tolerance=1e-5)
-    assert sinkhorn._iterate._cache_size() == compiled
+    assert traced == [1]
+    dt.solve(PROBLEM, objective(0.7, 0.4), tolerance=1e-5, **arguments)
+    assert traced == [1]

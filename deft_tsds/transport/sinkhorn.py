@@ -84,9 +84,9 @@ def sinkhorn(
     while True:
         most = min(_ROUND, ITERATIONS * (max_iterations - count))
         at = problem.query_weights_M, limit_U, log_u_M, threshold
-        log_u_M, log_v_U, within, iterations, fits = _iterate(dense_MxU, *at, lse_mode=lse_mode, most=most)
+        log_u_M, log_v_U, within, iterations, largest = _iterate(dense_MxU, *at, lse_mode=lse_mode, most=most)
         count += int(iterations) // ITERATIONS
-        if not (fits or lse_mode):
+        if not (lse_mode or largest <= _LARGEST_LOG):  # or it is NaN
             lse_mode, log_u_M = True, at[2]
             dense_MxU = _dense(problem, scaled_MxK, lse_mode)
             continue
@@ -125,7 +125,7 @@ class _Kernel(Geometry):
 
 @partial(jax.jit, static_argnames=("lse_mode", "most"))
 def _iterate(dense_MxU, weights_M, limit_U, log_u_M, threshold, *, lse_mode: bool, most: int):
-    """log u and log v after up to `most` iterations, whether they are within the threshold, and whether they fit."""
+    """log u and log v after up to `most` iterations, whether they are within the threshold, and the largest."""
     if lse_mode:
         geometry, start_M = Geometry(cost_matrix=dense_MxU, epsilon=1.0), log_u_M
     else:
@@ -139,8 +139,7 @@ def _iterate(dense_MxU, weights_M, limit_U, log_u_M, threshold, *, lse_mode: boo
     )
     found = solver(LinearProblem(geometry, weights_M, limit_U), init=(start_M, jnp.zeros_like(limit_U)))
     logs = jnp.concatenate([jnp.where(weights_M > 0, found.f, 0), jnp.where(limit_U > 0, found.g, 0)])
-    fits = jnp.max(jnp.abs(logs)) <= _LARGEST_LOG  # not, where one is NaN
-    return found.f, found.g, found.converged, found.n_iters, fits
+    return found.f, found.g, found.converged, found.n_iters, jnp.max(jnp.abs(logs))
 
 
 @jax.jit
