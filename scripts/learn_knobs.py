@@ -48,6 +48,8 @@ class Settings:
     """Names of targets."""
     seeds: int = 5
     """How often to draw pool and queries."""
+    first_seed: int = 0
+    """The seeds are this one and those that follow."""
     pool_rows: int = 8000
     """Rows of the pool to choose from."""
     queries: int = 50
@@ -219,10 +221,16 @@ def _reached(rows: list[dict[str, Any]], to: str) -> str:
 
 def main(settings: Settings) -> None:
     """Fill in what is missing, and show the table."""
-    request = json.loads(json.dumps({**asdict(settings), "out": None, "targets": None, "seeds": None}, default=str))
+    request = json.loads(
+        json.dumps({**asdict(settings), "out": None, "targets": None, "seeds": None, "first_seed": None}, default=str)
+    )
     rows = [row for row in read_jsonl(settings.out) if row["settings"] == request] if settings.out.exists() else []
     done = {(row["target"], row["seed"]) for row in rows}
-    cells = [(target, seed) for target in settings.targets for seed in range(settings.seeds)]
+    cells = [
+        (target, seed)
+        for target in settings.targets
+        for seed in range(settings.first_seed, settings.first_seed + settings.seeds)
+    ]
     missing = [cell for cell in cells if cell not in done]
     if missing:
         texts = read(settings)

@@ -249,7 +249,7 @@ def test_the_path_has_the_slopes_of_central_differences(blur):
         plan = path_plan(PAIRS.problem_at(bandwidth=h, query_weights=weights), s, blur=blur)
         return jnp.dot(DIRECTION, plan.weights_U)
 
-    at = [jnp.asarray(leaf) for leaf in (first * (last / first) ** 0.6, 1.5, THETA["query_weights"])]
+    at = as_float64((first * (last / first) ** 0.6, 1.5, THETA["query_weights"]))  # a Python float would follow float32
     slopes = jax.grad(value, argnums=(0, 1, 2))(*at)
     for i, (leaf, slope) in enumerate(zip(at, slopes, strict=True)):
         step = np.random.default_rng(4).normal(size=leaf.shape) * 1e-6
@@ -259,9 +259,9 @@ def test_the_path_has_the_slopes_of_central_differences(blur):
 
 
 def test_a_blurred_plan_is_the_mean_of_its_neighbors_on_the_path():
-    problem = PAIRS.problem_at(bandwidth=1.5)
-    first, last = (float(end) for end in path_ends(problem))
-    s, blur = (first * last) ** 0.5, 0.3
-    nodes = np.exp(np.linspace(-blur, blur, 4001)[:-1] + blur / 4000)
-    mean = np.mean([np.asarray(path_plan(problem, s * node).mass_MxK) for node in nodes[::20]], axis=0)
-    np.testing.assert_allclose(path_plan(problem, s, blur=blur).mass_MxK, mean, atol=1e-4)
+    problem = PAIRS.problem_at(bandwidth=jnp.asarray(1.5, jnp.float64))
+    first, last = path_ends(problem)
+    s, blur, parts = jnp.sqrt(first * last), 0.3, 4000
+    middles = s * jnp.exp(blur * (2 * jnp.arange(parts) + 1 - parts) / parts)
+    mean = jnp.mean(jax.vmap(lambda s: path_plan(problem, s).mass_MxK)(middles), axis=0)
+    np.testing.assert_allclose(path_plan(problem, s, blur=blur).mass_MxK, mean, atol=1e-7)

@@ -114,7 +114,7 @@ def test_bind_gives_terms_what_they_lack_and_leaves_what_they_have():
 def test_check_names_the_term(term, message):
     objective = dt.Objective.of(align=(1.0, dt.terms.transport_cost), mine=(1.0, term))
     with pytest.raises(ValueError, match=message):
-        objective.check(PLAN, PROBLEM)
+        objective.check(PROBLEM)
     with pytest.raises(ValueError, match="term 'mine'"):
         dt.solve(PROBLEM, objective)
 

@@ -225,11 +225,26 @@ def test_a_sweep_in_any_order_and_over_several_weights_and_from_spread_to_sparse
             assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("moving", "weights"),
+    [("h", np.geomspace(0.2, 2, 8)), ("a", np.linspace(0.5, 2, 8)), ("h", [0.2, 0.3, 0.5, 0.9, 1.5])],
+)
+def test_a_sweep_finds_its_lines(moving, weights):
+    """With an entropy the logarithms of shares are lines in its inverse weight, or in the weight of the costs."""
+    objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), h=(1.0, dt.terms.entropy))
+    swept = dt.sweep(build(1), objective, **{moving: weights})
+    steps = [info["steps"] for _, info in swept]
+    assert all(info["converged"] for _, info in swept)
+    in_order = steps if moving == "a" else steps[::-1]  # from spread out to not
+    assert sum(in_order[3:-1]) <= 3
+
+
 def test_not_converged_is_a_warning_and_a_field():
     objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), r=(0.1, dt.terms.chi_square))
-    with pytest.warns(UserWarning, match="^Not converged: after 1 steps"):
+    with pytest.warns(UserWarning, match="^Not converged: after 1 steps the value, .* above the optimum. Raise"):
         _, info = dt.solve(build(0), objective, max_iterations=1)
     assert not info["converged"]
+    assert "limits" not in info["message"]
     assert info["gap"] > 0
 
 
@@ -302,7 +317,7 @@ def test_several_kinks_and_limits_at_once_are_bracketed_around_the_linear_progra
         plan, info = dt.solve(problem, dt.Objective.of(**chosen), cap=case.get("cap"), max_iterations=200)
     best = least_by_linear_program(problem, align=0.5, **case)
     assert info["value"] - info["gap"] <= best * (1 + 1e-7)
-    assert best * (1 - 1e-7) <= info["value"] <= best * (1 + (1e-4 if certified else 1e-2))
+    assert best * (1 - 1e-7) <= info["value"] <= best * (1 + 1e-4)
     assert info["converged"] or not certified
     assert plan.weights_U.max() <= case.get("cap", 1.0) + 1e-4
 

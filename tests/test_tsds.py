@@ -426,9 +426,9 @@ def test_growth_searches_no_k_twice_and_measures_density_where_it_matters(regula
         searched.append(k - 1)
         return nearest_neighbors(queries, candidates, k)
 
-    def measure(points, *, bandwidth, pool):
+    def measure(points, **arguments):
         measured.append(len(points))
-        return kernel_density(points, bandwidth=bandwidth, pool=pool)
+        return kernel_density(points, **arguments)
 
     monkeypatch.setattr("deft_tsds.transport.problem.nearest_neighbors", search)
     monkeypatch.setattr("deft_tsds.transport.problem.kernel_density", measure)

@@ -131,8 +131,12 @@ class Objective:
             bound[name] = Term(term.function, term.arguments | missing)
         return replace(self, terms=bound)
 
-    def check(self, plan: Plan, problem: Problem) -> None:
-        """Raise ValueError, with the name of the term, where one is not a finite scalar at this plan."""
+    def check(self, problem: Problem) -> dict[str, float]:
+        """By name, each term where every query spreads its mass evenly.
+
+        Raises:
+            ValueError: one of them is no finite scalar, or lacks an argument; the message names it.
+        """
         for name, term in self.terms.items():
             missing = [
                 key
@@ -146,7 +150,8 @@ class Objective:
                     f"term {name!r} needs {', '.join(missing)}: bind what it needs, "
                     f"functools.partial({_name(term.function)}, {missing[0]}=...)."
                 )
-            value = term(plan, problem)
+        values = _at_even_plan(self, problem)
+        for name, value in values.items():
             shape, dtype = np.shape(value), getattr(value, "dtype", np.asarray(value).dtype)
             if shape != () or not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(f"term {name!r} returned {dtype} {list(shape)}: a term returns one real number.")
@@ -155,6 +160,7 @@ class Objective:
                     f"term {name!r} is {float(value)} where every query spreads its mass evenly: look for a logarithm "
                     "or a division of zero in it, and for NaN in what it was given."
                 )
+        return {name: float(value) for name, value in values.items()}
 
     def _check_names(self, names: Any) -> None:
         for name in names:
@@ -169,6 +175,21 @@ class Objective:
     def tree_unflatten(cls, names, children):
         weights, kept = children
         return cls(dict(zip(names, weights, strict=True)), dict(zip(names, kept, strict=True)))
+
+
+@jax.jit
+def _at_even_plan(objective: Objective, problem: Problem) -> dict[str, Any]:
+    m, k = problem.costs_MxK.shape
+    weights_M = jnp.asarray(problem.query_weights_M)
+    plan = terms.plan_of(jnp.broadcast_to(weights_M[:, None] / k, (m, k)), problem)
+    values = {}
+    for name, term in objective.terms.items():
+        try:
+            values[name] = term(plan, problem)
+        except Exception as error:
+            error.add_note(f"This came from term {name!r} of the objective.")
+            raise
+    return values
 
 
 def _name(function: Any) -> str:

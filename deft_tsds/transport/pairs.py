@@ -113,9 +113,9 @@ class Pairs:
         if bandwidth is None:
             return replace(problem, density_U=jnp.ones(len(x_UxD), x_UxD.dtype))
         if not isinstance(bandwidth, jax.core.Tracer):
-            bandwidth = check_real(bandwidth, "bandwidth", above=0.0)
-            if bandwidth > self.reach:
-                raise ValueError(f"bandwidth is {bandwidth:g}, above the reach of {self.reach:g}: raise reach.")
+            known = check_real(bandwidth, "bandwidth", above=0.0)
+            if known > self.reach:
+                raise ValueError(f"bandwidth is {known:g}, above the reach of {self.reach:g}: raise reach.")
         squares_P = jnp.asarray(self.squares_P)
         if candidates_UxD is not None:
             squares_P = _squares(x_UxD, x_UxD, jnp.asarray(self.left_P), jnp.asarray(self.right_P))
