@@ -390,3 +390,18 @@ def test_a_store_tells_concatenations_apart(tmp_path: Path) -> None:
 def test_concatenations_that_make_no_sense(parts: list[Any], weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Concatenated(parts, weights)
+
+
+def test_a_config_builds_several_encoders_and_keeps_what_they_learn(plain_t5: Path, tmp_path: Path) -> None:
+    pool = Examples.of([{"id": str(n), "input": text} for n, text in enumerate(sentences(30))], target_field=None)
+    config = cfg.Concatenated(
+        {"words": cfg.Part(cfg.Lexical(4)), "states": cfg.Part(T5Encoder(str(plain_t5), batch_size=5), weight=3.0)}
+    )
+    built = build.encoder(config, pool, path=tmp_path / "encoder.npz", key=jax.random.key(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder-words.npz"]
+    rows = built.encode(pool.prompts)
+    assert rows.shape == (30, 4 + WIDTH)
+    np.testing.assert_allclose((rows[:, 4:] ** 2).sum(1), 0.75, atol=1e-6)
+    again = build.encoder(config, pool.take(np.arange(9)), path=tmp_path / "encoder.npz", key=jax.random.key(1))
+    assert again.settings() == built.settings()
+    assert list(build.encoder_identity(config)) == [str(plain_t5)]
