@@ -113,9 +113,10 @@ def main(settings: Settings) -> None:
         labels=groups[rows[shown]].tolist(),
         command=sys.argv,
     )
-    table = Table("", *headings(next(iter(found.values()))), title=f"{len(rows)} texts", title_justify="left")
-    for name, each in found.items():
-        table.add_row(name, *(text for _, text in cells(each)))
+    table = Table("", *found, title=f"{len(rows):,} texts, {len(set(groups[rows]))} labels", title_justify="left")
+    columns = [[text for _, text in cells(each)] for each in found.values()]
+    for heading, *line in zip(headings(next(iter(found.values()))), *columns, strict=True):
+        table.add_row(heading, *line)
     console.print(table)
     console.print(f"page: {page}", soft_wrap=True)
 
