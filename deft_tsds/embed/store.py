@@ -24,7 +24,7 @@ from deft_tsds.runs import atomic_write, read_json, track, write_json
 
 FORMAT = 1
 # Texts handed to the encoder at once: enough to sort by length, few enough for a bar that moves.
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
