@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deft_tsds import build
@@ -419,3 +421,15 @@ def test_a_config_builds_several_encoders_and_keeps_what_they_learn(plain_t5: Pa
     again = build.encoder(config, pool.take(np.arange(9)), path=kept / "encoder.npz", key=jax.random.key(1))
     assert again.settings() == built.settings()
     assert list(build.encoder_identity(config)) == [str(plain_t5)]
+
+
+def test_a_config_reads_own_embeddings_from_columns_and_raw_files(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    pq.write_table(pa.table({"a": rows.tolist(), "b": (2 * rows).tolist()}), tmp_path / "rows.parquet")
+    rows.astype(np.float16).tofile(tmp_path / "rows.dat")
+    for config, expected in (
+        (cfg.OwnEmbeddings(str(tmp_path / "rows.parquet"), column="b"), 2 * rows),
+        (cfg.OwnEmbeddings(str(tmp_path / "rows.dat"), raw=("float16", 3)), rows.astype(np.float16)),
+    ):
+        own = build.given_embeddings(config, {"pool": 4, "queries": 0})["pool"]
+        np.testing.assert_array_equal(own.encode(own.texts), expected.astype(np.float32))
