@@ -198,6 +198,25 @@ def test_it_gives_what_the_library_gives(tiny_sentence_transformer: Path) -> Non
     )
 
 
+def test_its_batches_are_sorted_by_tokens(tiny_sentence_transformer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = SentenceTransformers(str(tiny_sentence_transformer), device="cpu", batch_size=4)
+    # Words cost a token a letter here, and unknown ones a single token however long they are.
+    texts = ["a", "日" * 90, "cat " * 9, "ab " * 3, "語" * 70, "dog " * 5, "the cat", "b" * 40, "c", "x y z"]
+    plain, seen = encoder._model.encode, []
+
+    def encode(batch: list[str], **options: Any) -> np.ndarray:
+        seen.append(batch)
+        return plain(batch, **options)
+
+    monkeypatch.setattr(encoder._model, "encode", encode)
+    rows = encoder.encode(texts)
+    counts = [len(encoder._model.tokenizer(text)["input_ids"]) for batch in seen for text in batch]
+    assert [len(batch) for batch in seen] == [4, 4, 2]
+    assert counts == sorted(counts, reverse=True)
+    np.testing.assert_allclose(rows, plain(texts, normalize_embeddings=True), atol=1e-6)
+    assert encoder.encode([]).shape == (0, 16)
+
+
 def test_its_settings_follow_weights_not_paths(tiny_sentence_transformer: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
