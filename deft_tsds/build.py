@@ -24,9 +24,12 @@ from deft_tsds import synthetic
 from deft_tsds.data import columns
 from deft_tsds.data.examples import Examples, read_examples, split_queries
 from deft_tsds.embed import Encoder
+from deft_tsds.embed.bart import BartCLS
+from deft_tsds.embed.concatenated import Concatenated
 from deft_tsds.embed.given import Given
 from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
+from deft_tsds.embed.t5 import T5Encoder
 from deft_tsds.metrics import METRICS
 from deft_tsds.runs import console, file_hash
 from deft_tsds.selectors import Foreign, Transport
@@ -34,6 +37,8 @@ from deft_tsds.t5.load import load_pretrained, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
 from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective, Term
+
+AnyEncoder = cfg.Lexical | cfg.SentenceTransformers | T5Encoder | BartCLS | cfg.Concatenated
 
 BOUND_LATER = frozenset({"candidates_UxD", "queries_MxD", "pool_mean_D"})
 """Arguments of terms that `selectors.Transport` gives, once the problem is known."""
@@ -156,17 +161,31 @@ def selector_identity(config: Any) -> dict[str, str]:
     return found
 
 
-def encoder_identity(config: cfg.Lexical | cfg.SentenceTransformers | cfg.OwnEmbeddings) -> dict[str, str]:
+def encoder_identity(config: AnyEncoder | cfg.OwnEmbeddings) -> dict[str, str]:
     """The `identity` of every file that the encoder section names."""
+    if isinstance(config, cfg.Concatenated):
+        found = [encoder_identity(part.encoder) for part in config.parts.values()]
+        return {path: sha256 for each in found for path, sha256 in each.items()}
     if isinstance(config, cfg.OwnEmbeddings):
         return identity(config.pool, config.queries)
-    return identity(config.model) if isinstance(config, cfg.SentenceTransformers) else {}
+    return {} if isinstance(config, cfg.Lexical) else identity(config.model)
 
 
-def encoder(config: cfg.Lexical | cfg.SentenceTransformers, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:
-    """The encoder that a config names; what it learns from the pool is kept at `path`, where a resumed run finds it."""
+def encoder(config: AnyEncoder, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:
+    """The encoder that a config names; what it learns from the pool is kept at `path`, where a resumed run finds it.
+
+    A part of several keeps it beside that path, under its own name.
+    """
+    if isinstance(config, cfg.Concatenated):
+        parts = {
+            name: encoder(part.encoder, pool, path=path.with_name(f"{path.stem}-{name}{path.suffix}"), key=key)
+            for name, part in config.parts.items()
+        }
+        return Concatenated(list(parts.values()), [part.weight for part in config.parts.values()])
     if isinstance(config, cfg.SentenceTransformers):
         return sentence_transformers(config)
+    if not isinstance(config, cfg.Lexical):
+        return config
     if not path.exists():
         Lexical(dimension=config.dimension).fit(pool.prompts, key=key).save(path)
     return LexicalEncoder.load(path)
@@ -190,7 +209,9 @@ def given_embeddings(config: cfg.OwnEmbeddings, sizes: Mapping[str, int]) -> dic
             "give embeddings for the queries if data.queries names some, and only then."
         )
     return {
-        name: Given(path, rows=sizes[name], name=f"encoder.{name}") for name, path in paths.items() if path is not None
+        name: Given(path, rows=sizes[name], name=f"encoder.{name}", column=config.column, raw=config.raw)
+        for name, path in paths.items()
+        if path is not None
     }
 
 

@@ -16,6 +16,8 @@ from typing import Literal
 
 import tyro
 
+from deft_tsds.embed.bart import BartCLS
+from deft_tsds.embed.t5 import T5Encoder
 from deft_tsds.selectors import (
     DEFT,
     LESS,
@@ -128,13 +130,35 @@ class SentenceTransformers:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several encoders."""
+
+    encoder: Lexical | SentenceTransformers | T5Encoder | BartCLS
+    """The encoder."""
+    weight: float = 1.0
+    """What its squared distances and cosines count, against the other parts."""
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """Several encoders side by side (see `deft_tsds.embed.concatenated`)."""
+
+    parts: dict[str, Part]
+    """The parts by name."""
+
+
+@dataclass(frozen=True)
 class OwnEmbeddings:
     """Embeddings that the user has made, one row an example, in the order of the data."""
 
     pool: str
-    """A .npy file [N, D]."""
+    """A .npy, .npz or .parquet file or a raw memory-map, [N, D]."""
     queries: str | None = None
-    """A .npy file [M, D], where there are queries."""
+    """Such a file [M, D], where there are queries."""
+    column: str | None = None
+    """Column of .parquet files, where several hold lists of floats."""
+    raw: tuple[Literal["float16", "float32", "float64"], int] | None = None
+    """Dtype and D of raw memory-maps."""
     normalize: bool = True
     """Scale each row to unit length, as the defaults of the selectors expect."""
 
@@ -329,7 +353,9 @@ class Experiment:
     """Pool, queries and test sets."""
     arms: dict[str, Arm]
     """Ways to choose, by name; differences are reported against "random" where there is one."""
-    encoder: Lexical | SentenceTransformers | OwnEmbeddings = field(default_factory=Lexical)
+    encoder: Lexical | SentenceTransformers | T5Encoder | BartCLS | Concatenated | OwnEmbeddings = field(
+        default_factory=Lexical
+    )
     """What the selectors see."""
     model: str = "scratch"
     """A T5 folder in Hugging Face layout, a hub name, or "scratch"."""

