@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from deft_tsds.data.ngrams import NgramCounts, words_of
 from deft_tsds.report.composition import near_duplicate_share
 from deft_tsds.runs import Run, Stage, atomic_write, plain, stage_key, track
 from deft_tsds.sampling import sample
-from deft_tsds.selection import Pool, select
+from deft_tsds.selection import Pool, Selection, select
 from deft_tsds.selectors import (
     DSIR,
     TSDS,
@@ -45,6 +46,7 @@ from deft_tsds.selectors import (
     UnbalancedTransport,
     table,
 )
+from deft_tsds.selectors.dsir import gumbel_top_k
 from deft_tsds.studies.probe import predict
 from deft_tsds.studies.side_by_side import SideBySide
 from deft_tsds.transport.problem import Plan, Problem
@@ -205,7 +207,7 @@ def _stage(
 ) -> Stage:
     pool = features.pool
     wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
-    if isinstance(contender.selector, Full):
+    if isinstance(contender.selector, Full):  # it has one budget
         shares = (1.0,)
     budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
 
@@ -242,35 +244,49 @@ def _stage(
 
 
 class _Chooser:
-    """Rows by budget and key. The plan of TSDS and of Transport knows no key and, but for its size, no budget: it is
-    made once, and drawn from as the selectors themselves do."""
+    """Rows by budget and key. What knows neither is made once, and then drawn from as the selectors themselves do: the
+    plans of TSDS and Transport, and the weights of DSIR."""
 
     def __init__(self, contender: Contender, pool: Pool):
         self._pool, self._size = pool, contender.size
         self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
-        self._problem: Problem | None = None
-        self._plan: Plan | None = None
+        self._plans: dict[float | None, Plan] = {}
 
     def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
         """int64 [budget], ascending."""
-        if isinstance(self._selector, (TSDS, Transport)):
-            return np.sort(sample(self._plan_of(self._selector, budget).probabilities(), budget, key=key))
-        pool = self._pool
-        budget = len(pool) if isinstance(self._selector, Full) else budget
-        return select(pool.embeddings_NxD, pool.queries_MxD, selector=self._selector, budget=budget, key=key).indices
+        selector = self._selector
+        if isinstance(selector, (TSDS, Transport)):
+            size = None if self._size is None else self._size * budget
+            if size not in self._plans:
+                self._plans[size] = self._plan(selector, size)
+            return np.sort(sample(self._plans[size].probabilities(), budget, key=key))
+        if isinstance(selector, DSIR) and selector.draw:
+            return gumbel_top_k(self._log_weights_N, budget, key)
+        return self._select(selector, budget, key).indices
 
-    def _plan_of(self, selector: TSDS | Transport, budget: int) -> Plan:
-        arrays = (self._pool.embeddings_NxD, self._pool.queries_MxD)
+    def _select(self, selector: Any, budget: int, key: jax.Array) -> Selection:
+        return select(self._pool.embeddings_NxD, self._pool.queries_MxD, selector=selector, budget=budget, key=key)
+
+    def _plan(self, selector: TSDS | Transport, size: float | None) -> Plan:
         if isinstance(selector, Transport):
-            self._plan = self._plan or SideBySide(*arrays, [selector]).plan(0, np.empty(0, np.int64))[0]
-            return self._plan
+            side_by_side = SideBySide(self._pool.embeddings_NxD, self._pool.queries_MxD, [selector])
+            return side_by_side.plan(0, np.empty(0, np.int64))[0]
         optimum: dict[str, Any] = {"scale": selector.scale, "regularizer": selector.regularizer}
-        if self._size is None:
-            optimum["alpha"] = 0.5 if selector.alpha is None else selector.alpha
-            self._plan = self._plan or tsds_grown(*arrays, **optimum, **_neighborhoods(selector))[1]
-            return self._plan
-        self._problem = self._problem or Problem.from_embeddings(*arrays, **_neighborhoods(selector))
-        return tsds(self._problem, effective_size=self._size * budget, **optimum)
+        if size is not None:
+            return tsds(self._problem, effective_size=size, **optimum)
+        alpha = 0.5 if selector.alpha is None else selector.alpha
+        arrays = (self._pool.embeddings_NxD, self._pool.queries_MxD)
+        return tsds_grown(*arrays, alpha=alpha, **optimum, **_neighborhoods(selector))[1]
+
+    @cached_property
+    def _problem(self) -> Problem:
+        arrays = (self._pool.embeddings_NxD, self._pool.queries_MxD)
+        return Problem.from_embeddings(*arrays, **_neighborhoods(self._selector))
+
+    @cached_property
+    def _log_weights_N(self) -> np.ndarray:
+        everything = self._select(dataclasses.replace(self._selector, draw=False), len(self._pool), jax.random.key(0))
+        return np.array([reason["log_weight"] for reason in everything.reasons])
 
 
 def _neighborhoods(selector: TSDS) -> dict[str, Any]:
