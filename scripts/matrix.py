@@ -1,6 +1,6 @@
 """Every selector on every representation: a choice that keeps the contract, or the reason why there is none.
 
-    python scripts/matrix.py configs/matrix.py
+    python scripts/matrix.py configs/studies/matrix.py
 
 Fields of the config may be set as for the other scripts (`--workdir RUN`, `--budget 50`). A matrix that was stopped
 goes on by the same command. Writes `matrix.md` and `matrix.json` in the run folder; ends with 1 where a cell failed.

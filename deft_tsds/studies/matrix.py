@@ -54,6 +54,8 @@ class Matrix:
     """The representations by name."""
     budget: int = 100
     """Rows to choose."""
+    selectors: tuple[str, ...] = tuple(entry.selector.__name__ for entry in table())
+    """The selectors by name; all there are."""
     foreign: str | None = None
     """A file with what another tool chose, for `Foreign`."""
     seed: int = 0
@@ -93,7 +95,8 @@ def fill(matrix: Matrix) -> dict[str, Any]:
             "failed": the `reason`, in the words of the error.
 
     Raises:
-        ValueError: data or embeddings that cannot be read, an encoder that cannot be made, a budget above the pool.
+        ValueError: data or embeddings that cannot be read, an encoder that cannot be made, an unknown selector, a
+            budget above the pool.
     """
     run = Run(matrix.workdir, matrix.seed)
     pool, queries = (
@@ -102,21 +105,21 @@ def fill(matrix: Matrix) -> dict[str, Any]:
     )
     if not 1 <= matrix.budget <= len(pool):
         raise ValueError(f"budget is {matrix.budget}, but the pool has {len(pool)} rows to choose from.")
-    groups = np.array(pool.groups)
-    own_N = np.isin(groups, list({*queries.groups} - {""}))
+    kinds = {entry.selector.__name__: entry.selector for entry in table()}
+    if unknown := sorted({*matrix.selectors} - {*kinds}):
+        raise ValueError(f"selectors has {', '.join(unknown)}: choose among {', '.join(kinds)}.")
+    own_N = np.isin(np.array(pool.groups), list({*queries.groups} - {""}))
     cells, shown = [], {}
     for name, config in track(list(matrix.representations.items()), "representations"):
         seen = represent(config, pool, queries, run, name)
         shown[name] = {"dimension": seen.pool_NxD.shape[1], **plain(config)}
         counts = seen.counts
-        for entry in track(table(), name):
-            kind = entry.selector.__name__
-            reason = nonsense(entry.selector, counts=counts, foreign=matrix.foreign)
-            cell = {"representation": name, "selector": kind, "status": "no sense", "reason": reason}
+        for kind in track(matrix.selectors, name):
+            reason = nonsense(kinds[kind], counts=counts, foreign=matrix.foreign)
+            cell = {"status": "no sense", "reason": reason}
             if reason is None:
-                made = _cell(run, seen, entry.selector, matrix, pool, own_N, f"{name}/{kind}")
-                cell = {"representation": name, "selector": kind, **made}
-            cells.append(cell)
+                cell = _cell(run, seen, kinds[kind], matrix, pool, own_N, f"{name}/{kind}")
+            cells.append({"representation": name, "selector": kind, **cell})
     return {
         "candidates": len(pool),
         "queries": len(queries),

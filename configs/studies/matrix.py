@@ -1,6 +1,6 @@
 """Every selector on every representation, on 2,000 texts of seven domains with 200 abstracts' sentences as the target.
 
-python scripts/matrix.py configs/matrix.py
+python scripts/matrix.py configs/studies/matrix.py
 
 The text is that of `scripts/targeted.py` (JSON lines: id, text, dataset,
 split). `--representations.minilm.model FOLDER`
