@@ -9,15 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from deft_tsds import build
+from deft_tsds import config as cfg
+from deft_tsds.data.examples import read_examples
 from deft_tsds.embed import Encoder
 from deft_tsds.embed import t5 as t5_module
 from deft_tsds.embed.bart import BartCLS
 from deft_tsds.embed.concatenated import Concatenated
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.embed.t5 import T5Encoder, load_encoder
+from deft_tsds.runs import write_jsonl
 from deft_tsds.t5 import load_pretrained, train_tokenizer
 
 WORDS = (
@@ -144,10 +149,16 @@ def test_a_program_for_each_padded_length_and_no_more(plain_t5: Path) -> None:
     encoder = T5Encoder(str(plain_t5), max_tokens=24, batch_size=5)
     encoder.encode(sentences(40))
     compiled = t5_module._embed._cache_size()
-    assert 1 < compiled <= 3  # 8, 16, 24
+    assert 1 < compiled <= 6  # 4, 8, 12, 16, 20, 24
     encoder.encode(sentences(40)[::-1])
     T5Encoder(str(plain_t5), max_tokens=24, batch_size=5).encode(sentences(40))
     assert t5_module._embed._cache_size() == compiled
+
+
+def test_padded_lengths() -> None:
+    assert [t5_module._padded(length) for length in (1, 4, 5, 32, 33, 64, 65, 128, 129, 512)] == [
+        *(4, 4, 8, 32, 40, 64, 80, 128, 160, 512)
+    ]
 
 
 def test_bfloat16_is_near(plain_t5: Path) -> None:
@@ -390,3 +401,21 @@ def test_a_store_tells_concatenations_apart(tmp_path: Path) -> None:
 def test_concatenations_that_make_no_sense(parts: list[Any], weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Concatenated(parts, weights)
+
+
+def test_a_config_builds_several_encoders_and_keeps_what_they_learn(plain_t5: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", [{"id": str(n), "input": text} for n, text in enumerate(sentences(30))])
+    pool = read_examples(tmp_path / "pool.jsonl", target_field=None)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    config = cfg.Concatenated(
+        {"words": cfg.Part(cfg.Lexical(4)), "states": cfg.Part(T5Encoder(str(plain_t5), batch_size=5), weight=3.0)}
+    )
+    built = build.encoder(config, pool, path=kept / "encoder.npz", key=jax.random.key(0))
+    assert [path.name for path in kept.iterdir()] == ["encoder-words.npz"]
+    rows = built.encode(pool.prompts)
+    assert rows.shape == (30, 4 + WIDTH)
+    np.testing.assert_allclose((rows[:, 4:] ** 2).sum(1), 0.75, atol=1e-6)
+    again = build.encoder(config, pool.take(np.arange(9)), path=kept / "encoder.npz", key=jax.random.key(1))
+    assert again.settings() == built.settings()
+    assert list(build.encoder_identity(config)) == [str(plain_t5)]

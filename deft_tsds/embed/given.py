@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from deft_tsds.embed.files import Raw
 from deft_tsds.embed.store import read_embeddings
 
 
@@ -17,9 +18,10 @@ class Given:
     """An encoder that looks rows up. Its texts are row numbers: "0", "1", ...
 
     Args:
-      path: a .npy or .npz file, [N, D].
+      path: a file that `read_embeddings` knows, [N, D].
       rows: N, the number of examples.
       name: what the embeddings are called in errors.
+      column, raw: as `read_embeddings`.
 
     Raises:
       ValueError: as `read_embeddings`.
@@ -27,8 +29,8 @@ class Given:
 
     name = "given"
 
-    def __init__(self, path: str | Path, *, rows: int, name: str):
-        self._array_NxD = read_embeddings(path, rows=rows, name=name)
+    def __init__(self, path: str | Path, *, rows: int, name: str, column: str | None = None, raw: Raw | None = None):
+        self._array_NxD = read_embeddings(path, rows=rows, name=name, column=column, raw=raw)
 
     @property
     def texts(self) -> list[str]:

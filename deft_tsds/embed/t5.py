@@ -139,6 +139,8 @@ class T5Encoder:
             for line, row in enumerate(batch):
                 ids_BxS[line, : len(ids[row])] = ids[row]
                 lengths_B[line] = len(ids[row])
+            if found:  # the next batch was filled meanwhile, but two computed at once slow each other down on a CPU
+                found[-1][1].block_until_ready()
             rows_BxE = _embed(
                 loaded.graph,
                 loaded.state,
@@ -147,7 +149,7 @@ class T5Encoder:
                 by_position=self.pooling == "position",
                 normalize=loaded.normalize,
             )
-            found.append((batch, rows_BxE))  # not waited for: the next batch is filled while this one is computed
+            found.append((batch, rows_BxE))
         width = found[0][1].shape[1] if found else 0
         rows_nxE = np.empty((len(ids), width), np.float32)
         for batch, rows_BxE in found:
@@ -178,8 +180,8 @@ class _Head(NamedTuple):
 
 
 def _padded(length: int) -> int:
-    """The padded length: multiples of 8 up to 64, of 32 beyond."""
-    step = 8 if length <= 64 else 32
+    """The padded length: multiples of 4 up to 32, then four lengths for each power of two (40, 48, 56, 64, 80, ...)."""
+    step = 1 << max((length - 1).bit_length() - 3, 2)
     return -(-length // step) * step
 
 
