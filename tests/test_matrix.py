@@ -11,7 +11,7 @@ import pytest
 from pools import KEY, pool_of
 
 import deft_tsds as dt
-from deft_tsds.config import OwnEmbeddings, Source, load_as
+from deft_tsds.config import OwnEmbeddings, SentenceTransformers, Source, load_as
 from deft_tsds.runs import write_jsonl
 from deft_tsds.selection import Selection
 from deft_tsds.selectors import DSIR, Nearest, table
@@ -27,9 +27,9 @@ BUDGET = 20
 def _setting(tmp_path_factory):
     """A matrix over the user's own embeddings and over counts, and the folder of its data."""
     folder = tmp_path_factory.mktemp("matrix")
-    candidates, queries, groups = pool_of()
+    candidates, near, groups = pool_of()
     np.save(folder / "pool.npy", candidates)
-    np.save(folder / "queries.npy", queries)
+    np.save(folder / "queries.npy", near)
     np.save(folder / "foreign.npy", np.arange(0, 2 * BUDGET, 2))
     rng = np.random.default_rng(0)
     words = np.array(["apple", "pear", "plum", "fig", "date", "lime"])
@@ -40,13 +40,14 @@ def _setting(tmp_path_factory):
     ]
     write_jsonl(folder / "pool.jsonl", rows)
     write_jsonl(folder / "queries.jsonl", [{**row, "group": "task 1"} for row in rows[:4]])
-    sources = {
-        name: Source(str(folder / f"{name}.jsonl"), input_field="text", target_field=None, group_field="group")
+    pool, queries = (
+        Source(str(folder / f"{name}.jsonl"), input_field="text", target_field=None, group_field="group")
         for name in ("pool", "queries")
-    }
+    )
     own = OwnEmbeddings(str(folder / "pool.npy"), str(folder / "queries.npy"), normalize=False)
     return Matrix(
-        **sources,
+        pool=pool,
+        queries=queries,
         representations={"own": own, "counts": Counts(buckets=16)},
         budget=BUDGET,
         workdir=folder / "run",
@@ -103,7 +104,7 @@ def test_failures_are_no_reasons(setting, monkeypatch, tmp_path):
         return Selection.of(np.arange(budget), reasons=[{"why": "because"}] * budget)
 
     made = {Nearest: refuses, DSIR: breaks}
-    monkeypatch.setattr(matrix_module, "make", lambda kind, pool, foreign: made[kind])
+    monkeypatch.setattr(matrix_module, "make", lambda kind, pool, budget, foreign: made[kind])
     broken = dataclasses.replace(setting, selectors=("Nearest", "DSIR"), workdir=tmp_path)
     broken = dataclasses.replace(broken, representations={"counts": Counts(buckets=16)})
     cells = fill(broken)["cells"]
@@ -138,6 +139,7 @@ def test_the_config_file():
     config, description = load_as(
         Matrix, "configs/studies/matrix.py", ["--budget", "50", "--representations.minilm.model", "m"]
     )
-    assert (config.budget, config.representations["minilm"].model) == (50, "m")
+    assert config.budget == 50
+    assert config.representations["minilm"] == SentenceTransformers("m")
     assert config.selectors == tuple(NAMES)
     assert "scripts/matrix.py configs/studies/matrix.py" in description

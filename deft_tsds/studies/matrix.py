@@ -23,7 +23,7 @@ from deft_tsds.data.examples import Examples, read_examples
 from deft_tsds.data.ngrams import NgramCounts
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.runs import Run, atomic_write, file_hash, plain, stage_key, track, write_json
-from deft_tsds.selectors import DSIR, Foreign, Full, Quality, Transport, table
+from deft_tsds.selectors import DEFT, DSIR, Foreign, Full, Quality, Transport, table
 from deft_tsds.studies.contract import ContractError, check_selector
 from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective
@@ -133,8 +133,9 @@ def represent(config: Representation, pool: Examples, queries: Examples, run: Ru
     """The embeddings of pool and queries, from their stores where they have been made."""
     texts = hashlib.sha256(json.dumps([pool.prompts, queries.prompts]).encode()).hexdigest()
     if isinstance(config, Counts):
-        made = [NgramCounts(each.prompts, longest=config.longest, buckets=config.buckets) for each in (pool, queries)]
-        return Represented(*made, fingerprint=f"{plain(config)} {texts}")
+        options = {"longest": config.longest, "buckets": config.buckets}
+        counts = [NgramCounts(each.prompts, **options) for each in (pool, queries)]
+        return Represented(*counts, fingerprint=f"{plain(config)} {texts}")
 
     def work(folder: Path) -> None:
         if isinstance(config, cfg.OwnEmbeddings):
@@ -147,7 +148,8 @@ def represent(config: Representation, pool: Examples, queries: Examples, run: Ru
 
     settings = {"encoder": config, "files": build.encoder_identity(config), "texts": texts}
     stage = run.do(f"embeddings/{name}", work, settings=settings)
-    return Represented(*(open_store(stage.folder / side).array() for side in ("pool", "queries")), stage.fingerprint)
+    pool_NxD, queries_MxD = (open_store(stage.folder / side).array() for side in ("pool", "queries"))
+    return Represented(pool_NxD, queries_MxD, stage.fingerprint)
 
 
 def nonsense(kind: type, *, counts: bool, foreign: str | None) -> str | None:
@@ -165,9 +167,12 @@ def nonsense(kind: type, *, counts: bool, foreign: str | None) -> str | None:
     return None
 
 
-def make(kind: type, pool: Examples, *, foreign: str | None) -> Any:
-    """The selector with its defaults; what has none is the plainest there is: for Quality the number of words, for
-    Transport the costs of TSDS with its repulsion of near-duplicates."""
+def make(kind: type, pool: Examples, *, budget: int, foreign: str | None) -> Any:
+    """The selector with its defaults, but for what depends on the pool: DEFT's base set is 0.3 of the budget here, since
+    0.3 of the pool may be above it; Quality goes by the number of words; and Transport has the costs of TSDS with its
+    repulsion of near-duplicates."""
+    if kind is DEFT:
+        return DEFT(base=0.3 * budget / len(pool))
     if kind is Quality:
         return Quality(input_words(pool))
     if kind is Transport:
@@ -185,7 +190,7 @@ def _cell(
         chosen = check_selector(
             seen.pool_NxD,
             seen.queries_MxD,
-            selector=make(kind, pool, foreign=matrix.foreign),
+            selector=make(kind, pool, budget=budget, foreign=matrix.foreign),
             budget=budget,
             key=stage_key(run.seed, "matrix"),
             groups=np.array(pool.groups),

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ class Labelled:
         embeddings_NxD: float32, rows of unit length.
     """
 
-    texts: Sequence[str]
+    texts: tuple[str, ...]
     labels: np.ndarray
     groups: np.ndarray
     embeddings_NxD: np.ndarray
@@ -79,7 +78,7 @@ class Labelled:
     def take(self, rows: np.ndarray) -> Labelled:
         """Some rows, by a mask or by numbers."""
         numbers = np.arange(len(self.texts))[rows]
-        texts = [self.texts[row] for row in numbers.tolist()]
+        texts = tuple(self.texts[row] for row in numbers.tolist())
         return Labelled(texts, self.labels[numbers], self.groups[numbers], self.embeddings_NxD[numbers])
 
     def fingerprint(self) -> str:
@@ -111,6 +110,8 @@ class Contender:
     """Reads counts of n-grams in place of embeddings."""
     seeds: int | None = None
     """How often it is measured, where that is not all seeds."""
+    largest: float = 1.0
+    """The largest share of the pool at which it is measured."""
 
     @property
     def drawn(self) -> bool:
@@ -135,12 +136,14 @@ CONTENDERS: dict[str, Contender] = {
     "Nearest": Contender(Nearest()),
     "RoundRobin": Contender(RoundRobin()),
     "DSIR": Contender(DSIR(), counts=True),
-    "Herding": Contender(Herding("queries")),
+    "Herding": Contender(Herding("queries"), largest=0.01),
 }
 """The rows of the table, each with its defaults. Three things are not there, or not as they are: `RDSPlus` is
 `RoundRobin` on representations of its own, and so the same choice on the same embeddings; `LESS` needs gradient
 features; and TSDS-TV with its defaults is a uniform draw on embeddings of unit length (C = 5 is above every distance),
-so that it gets the plan with an effective size of twice the budget, where a row is drawn with a chance of about 1/2."""
+so that it gets the plan with an effective size of twice the budget, where a row is drawn with a chance of about 1/2.
+`ClusteredTSDS` clusters the whole pool in each call, and is measured in one seed; `Herding` passes over the whole pool
+for each row that it takes, and is left out at 5%."""
 
 
 def measure(
@@ -209,6 +212,7 @@ def _stage(
     wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
     if isinstance(contender.selector, Full):  # it has one budget
         shares = (1.0,)
+    shares = [share for share in shares if share <= contender.largest]
     budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
 
     def work(folder: Path) -> Mapping[str, Any]:
@@ -233,8 +237,10 @@ def _stage(
         return {"cells": cells}
 
     settings = {
-        "contender": plain(contender),
-        "shares": list(shares),
+        "selector": plain(contender.selector),
+        "size": contender.size,
+        "counts": contender.counts,
+        "shares": shares,
         "seeds": wanted,
         "pool": features.fingerprint,
         "queries": target.queries.fingerprint(),
@@ -251,6 +257,8 @@ class _Chooser:
         self._pool, self._size = pool, contender.size
         self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
         self._plans: dict[float | None, Plan] = {}
+        self._problem: Problem | None = None
+        self._log_weights_N: np.ndarray | None = None
 
     def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
         """int64 [budget], ascending."""
@@ -261,6 +269,9 @@ class _Chooser:
                 self._plans[size] = self._plan(selector, size)
             return np.sort(sample(self._plans[size].probabilities(), budget, key=key))
         if isinstance(selector, DSIR) and selector.draw:
+            if self._log_weights_N is None:
+                everything = self._select(dataclasses.replace(selector, draw=False), len(self._pool), key)
+                self._log_weights_N = np.array([reason["log_weight"] for reason in everything.reasons])
             return gumbel_top_k(self._log_weights_N, budget, key)
         return self._select(selector, budget, key).indices
 
@@ -268,25 +279,16 @@ class _Chooser:
         return select(self._pool.embeddings_NxD, self._pool.queries_MxD, selector=selector, budget=budget, key=key)
 
     def _plan(self, selector: TSDS | Transport, size: float | None) -> Plan:
+        embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
         if isinstance(selector, Transport):
-            side_by_side = SideBySide(self._pool.embeddings_NxD, self._pool.queries_MxD, [selector])
-            return side_by_side.plan(0, np.empty(0, np.int64))[0]
+            return SideBySide(embeddings_NxD, queries_MxD, [selector]).plan(0, np.empty(0, np.int64))[0]
         optimum: dict[str, Any] = {"scale": selector.scale, "regularizer": selector.regularizer}
-        if size is not None:
-            return tsds(self._problem, effective_size=size, **optimum)
-        alpha = 0.5 if selector.alpha is None else selector.alpha
-        arrays = (self._pool.embeddings_NxD, self._pool.queries_MxD)
-        return tsds_grown(*arrays, alpha=alpha, **optimum, **_neighborhoods(selector))[1]
-
-    @cached_property
-    def _problem(self) -> Problem:
-        arrays = (self._pool.embeddings_NxD, self._pool.queries_MxD)
-        return Problem.from_embeddings(*arrays, **_neighborhoods(self._selector))
-
-    @cached_property
-    def _log_weights_N(self) -> np.ndarray:
-        everything = self._select(dataclasses.replace(self._selector, draw=False), len(self._pool), jax.random.key(0))
-        return np.array([reason["log_weight"] for reason in everything.reasons])
+        if size is None:
+            alpha = 0.5 if selector.alpha is None else selector.alpha
+            return tsds_grown(embeddings_NxD, queries_MxD, alpha=alpha, **optimum, **_neighborhoods(selector))[1]
+        if self._problem is None:
+            self._problem = Problem.from_embeddings(embeddings_NxD, queries_MxD, **_neighborhoods(selector))
+        return tsds(self._problem, effective_size=size, **optimum)
 
 
 def _neighborhoods(selector: TSDS) -> dict[str, Any]:

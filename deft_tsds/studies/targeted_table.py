@@ -22,6 +22,8 @@ RESAMPLES = 1000
 LEVEL = 0.95
 MEASURES = {"own": "own data set", "distinct": "distinct", "near_duplicates": "near-duplicates", "classes": "classes"}
 REFERENCE, WHOLE = "Random", "Full"
+SUBJECT = "TSDS-KDE"
+"""The row that a column of the tables compares with every other, where there is one."""
 
 
 def summarize(
@@ -112,7 +114,7 @@ def _row(
     names: Sequence[str],
 ) -> dict[str, Any]:
     mine = [cell for cell in cells if cell["contender"] == name and (cell["share"] == share or name == WHOLE)]
-    notes = {cell["note"]: None for cell in mine if "note" in cell}
+    notes = {cell["note"]: None for cell in mine if "note" in cell} or ({} if mine else {"not measured here.": None})
     row: dict[str, Any] = {"contender": name, "seeds": len({cell["seed"] for cell in mine}), "note": " ".join(notes)}
     if notes:
         return row
@@ -155,31 +157,41 @@ def write_tables(summary: Mapping[str, Any], folder: Path) -> str:
 
 
 def markdown(summary: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    """The table of one share. Bold are the highest mean and those that no interval of a difference sets apart from it
-    (but for the whole pool, which is another budget)."""
+    """The table of one share. Bold are the highest mean and those that no interval of a difference sets apart from it;
+    the whole pool, which is another budget, has no part in that."""
     targets = list(summary["targets"])
     rows = {row["contender"]: row for row in table["rows"]}
     running = [row for name, row in rows.items() if name != WHOLE and not row["note"]]
     best = max(running, key=lambda row: row["macro_f1"]["mean"]["value"])
+    compared = {REFERENCE: f"less {REFERENCE}", SUBJECT: f"less {SUBJECT}"}
+    columns = {name: title for name, title in compared.items() if name in rows and not rows[name]["note"]}
+    titles = ["selector", *MEASURES.values(), *targets, "mean macro-F1", *columns.values()]
     lines = [
         f"**{table['share']:.1%} of the pool: {table['budget']:,} of {summary['candidates']:,} rows**",
         "",
-        "| selector | " + " | ".join([*MEASURES.values(), *targets, "mean macro-F1", "more than random"]) + " |",
-        "|---|" + "--:|" * (len(MEASURES) + len(targets) + 2),
+        "| " + " | ".join(titles) + " |",
+        "|---|" + "--:|" * (len(titles) - 1),
     ]
     for name, row in rows.items():
-        if row["note"]:
-            lines.append(f"| {name} |" + " – |" * (len(MEASURES) + len(targets) + 2))
-            continue
-        mean = row["macro_f1"]["mean"]
-        shares = [f"{row['measures'][measure]:.2f}" for measure in MEASURES]
-        scores = [f"{row['macro_f1'][target]['value']:.1f}" for target in targets]
-        against = "–" if name == REFERENCE else _signed(row["differences"][REFERENCE]["mean"])
-        tied = row is best or (name != WHOLE and row["differences"][best["contender"]]["mean"]["high"] >= 0)
-        value = f"**{mean['value']:.1f}**" if tied else f"{mean['value']:.1f}"
-        cells = [*shares, *scores, f"{value} [{mean['low']:.1f}, {mean['high']:.1f}]", against]
+        cells = ["–"] * (len(titles) - 1)
+        if not row["note"]:
+            tied = row is best or (name != WHOLE and row["differences"][best["contender"]]["mean"]["high"] >= 0)
+            mean = _plain(row["macro_f1"]["mean"])
+            cells = [f"{row['measures'][measure]:.2f}" for measure in MEASURES]
+            cells += [f"{row['macro_f1'][target]['value']:.1f}" for target in targets]
+            cells.append(f"**{mean}**" if tied else mean)
+            cells += ["–" if name == other else _signed(row["differences"][other]["mean"]) for other in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if SUBJECT in columns and REFERENCE in columns:
+        apart = rows[SUBJECT]["differences"][REFERENCE]
+        by_target = ", ".join(f"{target} {_signed(apart[target])}" for target in targets)
+        lines += ["", f"{SUBJECT} less {REFERENCE}, by target: {by_target}."]
+    lines += [f"\n{name}: {row['note']}" for name, row in rows.items() if row["note"]]
     return "\n".join(lines)
+
+
+def _plain(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
 
 
 def _signed(found: Mapping[str, float]) -> str:
