@@ -168,9 +168,9 @@ def nonsense(kind: type, *, counts: bool, foreign: str | None) -> str | None:
 
 
 def make(kind: type, pool: Examples, *, budget: int, foreign: str | None) -> Any:
-    """The selector with its defaults, but for what depends on the pool: DEFT's base set is 0.3 of the budget here, since
-    0.3 of the pool may be above it; Quality goes by the number of words; and Transport has the costs of TSDS with its
-    repulsion of near-duplicates."""
+    """The selector with its defaults, but for four: DEFT's base set is 0.3 of the budget, since 0.3 of the pool may be
+    above it; Quality goes by the number of words; Transport has the costs of TSDS with its repulsion of
+    near-duplicates; and Foreign reads its file."""
     if kind is DEFT:
         return DEFT(base=0.3 * budget / len(pool))
     if kind is Quality:
