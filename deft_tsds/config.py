@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -373,16 +373,24 @@ class Experiment:
     """The run folder."""
 
 
+Config = TypeVar("Config")
+
+
 def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, str]:
+    """As `load_as`, for an experiment."""
+    return load_as(Experiment, path, arguments)
+
+
+def load_as(kind: type[Config], path: str | Path, arguments: Sequence[str] = ()) -> tuple[Config, str]:
     """Read `config` from a Python file and apply command-line overrides.
 
     Modules beside the file become importable, after all others, so that it may name the user's own functions.
 
     Returns:
-      The experiment, and the docstring of the file.
+      The config, and the docstring of the file.
 
     Raises:
-      ValueError: there is no such file, or it defines no `config = Experiment(...)`.
+      ValueError: there is no such file, or it defines no `config` of this kind.
       SystemExit: an override is wrong (tyro prints the nearest field), or `--help` was asked for.
     """
     path = Path(path)
@@ -398,26 +406,24 @@ def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, s
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     default = getattr(module, "config", None)
-    if not isinstance(default, Experiment):
-        raise ValueError(f"{path} must define `config = Experiment(...)`; found {type(default).__name__}.")
+    if not isinstance(default, kind):
+        raise ValueError(f"{path} must define `config = {kind.__name__}(...)`; found {type(default).__name__}.")
     description = (module.__doc__ or "").strip()
     return override(
         default, arguments, description=description, program=f"{Path(sys.argv[0]).name} {path}"
     ), description
 
 
-def override(
-    experiment: Experiment, arguments: Sequence[str], *, description: str = "", program: str | None = None
-) -> Experiment:
-    """The experiment with the fields set that the arguments name by their paths: `["--train.steps", "500"]`.
+def override(config: Config, arguments: Sequence[str], *, description: str = "", program: str | None = None) -> Config:
+    """The config with the fields set that the arguments name by their paths: `["--train.steps", "500"]`.
 
     Raises:
       SystemExit: there is no such field (tyro prints the nearest), a value is none for it, or `--help` was asked for.
     """
     return tyro.cli(
-        Experiment,
+        type(config),
         args=list(arguments),
-        default=experiment,
+        default=config,
         description=description,
         prog=program,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),

@@ -1,0 +1,314 @@
+"""Targeted selection on labelled text: what each selector chooses for a target, and what a small probe learns from it.
+
+The pool holds the rows of several data sets, the target's among them. A few examples of the target, without their
+labels, choose from it. Of each choice are measured
+
+- **own**: the share of rows that come from the target's own data set;
+- **distinct**: the share that is left when rows with the same words, case and punctuation aside, count once;
+- **near_duplicates**: the share of rows with another chosen row at a cosine of 0.95 or more;
+- **classes**: exp of the entropy of the labels of the rows from the own data set, over the number of labels;
+- **macro_f1** of a logistic probe on the embeddings of these rows and their labels, on the target's test rows.
+
+Each selector on each target is a stage of a run folder (`deft_tsds.runs`): a study that was killed goes on where it
+stopped. `deft_tsds.studies.targeted_table` makes the tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deft_tsds import config as cfg
+from deft_tsds.build import selector as build_selector
+from deft_tsds.data.ngrams import NgramCounts, words_of
+from deft_tsds.report.composition import near_duplicate_share
+from deft_tsds.runs import Run, Stage, atomic_write, plain, stage_key, track
+from deft_tsds.sampling import sample
+from deft_tsds.selection import Pool, Selection, select
+from deft_tsds.selectors import (
+    DSIR,
+    TSDS,
+    ClusteredTSDS,
+    Full,
+    Herding,
+    Nearest,
+    Random,
+    RoundRobin,
+    ShortlistDEFT,
+    Transport,
+    UnbalancedTransport,
+    table,
+)
+from deft_tsds.selectors.dsir import gumbel_top_k
+from deft_tsds.studies.probe import predict
+from deft_tsds.studies.side_by_side import SideBySide
+from deft_tsds.transport.problem import Plan, Problem
+from deft_tsds.transport.tsds import tsds, tsds_grown
+
+SHARES = (0.005, 0.01, 0.05)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """Rows of text. Selectors see texts and embeddings, never labels or groups.
+
+    Attributes:
+        texts: N texts.
+        labels: [N] text.
+        groups: [N] text, the data set of each row.
+        embeddings_NxD: float32, rows of unit length.
+    """
+
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray
+    embeddings_NxD: np.ndarray
+
+    def __post_init__(self) -> None:
+        sizes = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"texts, labels, groups and embeddings must have the same number of rows, not {sizes}.")
+
+    def take(self, rows: np.ndarray) -> Labelled:
+        """Some rows, by a mask or by numbers."""
+        numbers = np.arange(len(self.texts))[rows]
+        texts = tuple(self.texts[row] for row in numbers.tolist())
+        return Labelled(texts, self.labels[numbers], self.groups[numbers], self.embeddings_NxD[numbers])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in it."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.embeddings_NxD).data)
+        for column in (self.texts, self.labels.tolist(), self.groups.tolist()):
+            digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """A target: a few examples that choose, and test rows that judge. `name` is the group of its rows in the pool."""
+
+    name: str
+    queries: Labelled
+    test: Labelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A selector as it enters the table."""
+
+    selector: Any
+    """A selector, or the section of a config that describes one."""
+    size: float | None = None
+    """TSDS only: the effective size of the plan, in budgets."""
+    counts: bool = False
+    """Reads counts of n-grams in place of embeddings."""
+    seeds: int | None = None
+    """How often it is measured, where that is not all seeds."""
+    largest: float = 1.0
+    """The largest share of the pool at which it is measured."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the key decides anything."""
+        deterministic = {entry.selector.__name__ for entry in table() if entry.deterministic}
+        return type(self.selector).__name__ not in deterministic
+
+
+OBJECTIVE = {"align": cfg.Weighted(1.0, "transport_cost"), "kde": cfg.Weighted(0.5, "kde_repulsion")}
+
+CONTENDERS: dict[str, Contender] = {
+    "Random": Contender(Random()),
+    "Full": Contender(Full()),
+    "TSDS-KDE": Contender(TSDS()),
+    "TSDS-KDE, h auto": Contender(TSDS(bandwidth="auto")),
+    "TSDS-uniform": Contender(TSDS(regularizer="uniform")),
+    "TSDS-TV, size 2B": Contender(TSDS(regularizer="tv", neighbors=1_000_000), size=2),
+    "ClusteredTSDS": Contender(ClusteredTSDS(), seeds=1),
+    "ShortlistDEFT": Contender(ShortlistDEFT()),
+    "Transport": Contender(cfg.Transport(OBJECTIVE, bandwidth=0.75)),
+    "UnbalancedTransport": Contender(UnbalancedTransport()),
+    "Nearest": Contender(Nearest()),
+    "RoundRobin": Contender(RoundRobin()),
+    "DSIR": Contender(DSIR(), counts=True),
+    "Herding": Contender(Herding("queries"), largest=0.01),
+}
+"""The rows of the table, each with its defaults. Three things are not there, or not as they are: `RDSPlus` is
+`RoundRobin` on representations of its own, and so the same choice on the same embeddings; `LESS` needs gradient
+features; and TSDS-TV with its defaults is a uniform draw on embeddings of unit length (C = 5 is above every distance),
+so that it gets the plan with an effective size of twice the budget, where a row is drawn with a chance of about 1/2.
+`ClusteredTSDS` clusters the whole pool in each call, and is measured in one seed; `Herding` passes over the whole pool
+for each row that it takes, and is left out at 5%."""
+
+
+def measure(
+    pool: Labelled,
+    targets: Sequence[Target],
+    run: Run,
+    *,
+    contenders: Mapping[str, Contender] = CONTENDERS,
+    shares: Sequence[float] = SHARES,
+    seeds: int = 5,
+) -> dict[tuple[str, str], Stage]:
+    """Measure every contender on every target, going on from whatever an earlier call has finished.
+
+    A contender that draws is measured in each seed, the others once. The stages hold the predictions of the probe on
+    the test rows (`predictions.npy`, [cells, T]), and `results["cells"]` says for each cell its share, budget, seed,
+    the number of rows that the probe was trained on, and its `measures`; or, where the selector cannot meet the
+    budget, its own words for that as a `note`.
+
+    Returns:
+        The stages by (contender, target).
+
+    Raises:
+        ValueError: a share outside (0, 1], no seeds, or a target without rows in the pool.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}; it must be at least 1.")
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"shares has {share}: give parts of the pool, in (0, 1].")
+    for target in targets:
+        if target.name not in pool.groups:
+            raise ValueError(f"the pool has no row of the target {target.name!r}: give its rows that group.")
+    features = _Features(pool)
+    found = {}
+    steps = [(target, name) for target in targets for name in contenders]
+    for target, name in track(steps, "targets x selectors"):
+        found[name, target.name] = _stage(run, features, target, name, contenders[name], shares, seeds)
+    return found
+
+
+class _Features:
+    """What selectors see of the pool; n-grams are counted when the first selector asks for them."""
+
+    def __init__(self, pool: Labelled):
+        self.pool, self.fingerprint, self._counts = pool, pool.fingerprint(), None
+
+    def of(self, target: Target, *, counts: bool) -> Pool:
+        """The pool and the target's queries, as counts or as embeddings."""
+        if not counts:
+            return Pool.of(self.pool.embeddings_NxD, target.queries.embeddings_NxD)
+        if self._counts is None:
+            self._counts = NgramCounts(self.pool.texts)
+        return Pool.of(self._counts, NgramCounts(target.queries.texts))
+
+
+def _stage(
+    run: Run,
+    features: _Features,
+    target: Target,
+    name: str,
+    contender: Contender,
+    shares: Sequence[float],
+    seeds: int,
+) -> Stage:
+    pool = features.pool
+    wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
+    if isinstance(contender.selector, Full):  # it has one budget
+        shares = (1.0,)
+    shares = [share for share in shares if share <= contender.largest]
+    budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        chooser = _Chooser(contender, features.of(target, counts=contender.counts))
+        cells, predictions = [], []
+        for share, budget in budgets.items():
+            for seed in range(wanted):
+                cell: dict[str, Any] = {"share": share, "budget": budget, "seed": seed}
+                # A key knows of no contender: all draw by the same chances.
+                key = stage_key(run.seed, "targeted", target.name, str(seed))
+                try:
+                    rows = chooser(budget, key)
+                except ValueError as error:
+                    cells.append(cell | {"note": str(error)})
+                    continue
+                own = rows[pool.groups[rows] == target.name]
+                predictions.append(predict(pool.embeddings_NxD[own], pool.labels[own], target.test.embeddings_NxD))
+                measures = _measures(pool, target.name, rows, own, key)
+                cells.append(cell | {"trained_on": len(own), "measures": measures})
+        with atomic_write(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, np.array(predictions, dtype=np.str_), allow_pickle=False)
+        return {"cells": cells}
+
+    settings = {
+        "selector": plain(contender.selector),
+        "size": contender.size,
+        "counts": contender.counts,
+        "shares": shares,
+        "seeds": wanted,
+        "pool": features.fingerprint,
+        "queries": target.queries.fingerprint(),
+        "test": target.test.fingerprint(),
+    }
+    return run.do(f"cells/{target.name}/{name}", work, settings=settings)
+
+
+class _Chooser:
+    """Rows by budget and key. What knows neither is made once, and then drawn from as the selectors themselves do: the
+    plans of TSDS and Transport, and the weights of DSIR."""
+
+    def __init__(self, contender: Contender, pool: Pool):
+        self._pool, self._size = pool, contender.size
+        self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
+        self._plans: dict[float | None, Plan] = {}
+        self._problem: Problem | None = None
+        self._log_weights_N: np.ndarray | None = None
+
+    def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
+        """int64 [budget], ascending."""
+        selector = self._selector
+        if isinstance(selector, (TSDS, Transport)):
+            size = None if self._size is None else self._size * budget
+            if size not in self._plans:
+                self._plans[size] = self._plan(selector, size)
+            return np.sort(sample(self._plans[size].probabilities(), budget, key=key))
+        if isinstance(selector, DSIR) and selector.draw:
+            if self._log_weights_N is None:
+                everything = self._select(dataclasses.replace(selector, draw=False), len(self._pool), key)
+                self._log_weights_N = np.array([reason["log_weight"] for reason in everything.reasons])
+            return gumbel_top_k(self._log_weights_N, budget, key)
+        return self._select(selector, budget, key).indices
+
+    def _select(self, selector: Any, budget: int, key: jax.Array) -> Selection:
+        return select(self._pool.embeddings_NxD, self._pool.queries_MxD, selector=selector, budget=budget, key=key)
+
+    def _plan(self, selector: TSDS | Transport, size: float | None) -> Plan:
+        embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
+        if isinstance(selector, Transport):
+            return SideBySide(embeddings_NxD, queries_MxD, [selector]).plan(0, np.empty(0, np.int64))[0]
+        optimum: dict[str, Any] = {"scale": selector.scale, "regularizer": selector.regularizer}
+        if size is None:
+            alpha = 0.5 if selector.alpha is None else selector.alpha
+            return tsds_grown(embeddings_NxD, queries_MxD, alpha=alpha, **optimum, **_neighborhoods(selector))[1]
+        if self._problem is None:
+            self._problem = Problem.from_embeddings(embeddings_NxD, queries_MxD, **_neighborhoods(selector))
+        return tsds(self._problem, effective_size=size, **optimum)
+
+
+def _neighborhoods(selector: TSDS) -> dict[str, Any]:
+    bandwidth = selector.bandwidth if selector.regularizer == "kde" else None
+    return {"neighbors": selector.neighbors, "bandwidth": bandwidth, "density_over": selector.density_over}
+
+
+def _no_columns() -> Any:
+    raise ValueError("objectives of this table know no columns of the examples: leave such terms out.")
+
+
+def _measures(pool: Labelled, name: str, rows: np.ndarray, own: np.ndarray, key: jax.Array) -> dict[str, float]:
+    """What can be said of a choice before anything is trained on it."""
+    counts = np.unique(pool.labels[own], return_counts=True)[1]
+    shares = counts / max(counts.sum(), 1)
+    return {
+        "own": len(own) / len(rows),
+        "distinct": len({words_of(pool.texts[row]) for row in rows.tolist()}) / len(rows),
+        "near_duplicates": near_duplicate_share(pool.embeddings_NxD, rows, key=key),
+        "classes": float(np.exp(-(shares * np.log(shares)).sum())) / len(np.unique(pool.labels[pool.groups == name]))
+        if len(own)
+        else 0.0,
+    }
