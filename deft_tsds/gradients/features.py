@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -121,14 +121,18 @@ class GradientEncoder:
         whole = None if self._mesh is None else NamedSharding(self._mesh, P())
         frozen = jax.device_put(self._frozen, whole)
         for number, checkpoint in enumerate(self._checkpoints):
-            adam = checkpoint.adam if self._direction == "adam" else None
-            state = jax.device_put((checkpoint.params, adam, jax.random.fold_in(self._key, number)), whole)
+            adam = None
+            if self._direction == "adam":
+                moments = {"mu": _flat_on_host(checkpoint.adam.mu), "nu": _flat_on_host(checkpoint.adam.nu)}
+                adam = checkpoint.adam._replace(**moments)
+            params, adam, key = jax.device_put((checkpoint.params, adam, jax.random.fold_in(self._key, number)), whole)
             for places in batches:
                 filled = np.resize(places, self._batch_size)  # the last batch is filled up by its own rows
                 batch = self._pairs.batch(rows[filled], self._pairs.widths(rows[places]))
-                projected_Bxd = features(
-                    self._graph, frozen, *state, batch["inputs"], batch["labels"], self._dimension, self._mesh
+                gradients_BxP = example_gradients(
+                    self._graph, frozen, params, batch["inputs"], batch["labels"], mesh=self._mesh
                 )
+                projected_Bxd = features(gradients_BxP, adam, key, dimension=self._dimension, mesh=self._mesh)
                 found_LxNxd[number, places] = np.asarray(projected_Bxd)[: len(places)]
         parts = [
             np.sqrt(weight) * normalize_rows(found) for weight, found in zip(self._weights, found_LxNxd, strict=True)
@@ -136,43 +140,65 @@ class GradientEncoder:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "dimension", "mesh"))
-def features(
+@functools.partial(jax.jit, static_argnames=("graph", "mesh"))
+def example_gradients(
     graph: nnx.GraphDef,
     frozen: nnx.State,
     params: nnx.State,
-    adam: optax.ScaleByAdamState | None,
-    key: jax.Array,
     inputs_BxS: jax.Array,
     labels_BxT: jax.Array,
-    dimension: int,
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """The projected direction of each example at one checkpoint, float32 [B, d]: Adam's step, or with no state of Adam
-    the gradient itself."""
-
-    def here(frozen, params, adam, key, inputs_BxS, labels_BxT):
-        directions = example_gradients(graph, params, frozen, inputs_BxS, labels_BxT)
-        if adam is not None:
-            directions = jax.vmap(lambda gradient: optax.scale_by_adam().update(gradient, adam)[0])(directions)
-        flat = [leaf.reshape(len(inputs_BxS), -1) for leaf in jax.tree.leaves(directions)]
-        return project(jnp.concatenate(flat, axis=1), key, dimension=dimension)
-
-    if mesh is not None:
-        rows, whole = P(mesh.axis_names), P()
-        specs = (whole, whole, whole, whole, rows, rows)
-        here = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return here(frozen, params, adam, key, inputs_BxS, labels_BxT)
-
-
-def example_gradients(
-    graph: nnx.GraphDef, params: nnx.State, frozen: nnx.State, inputs_BxS: jax.Array, labels_BxT: jax.Array
-) -> nnx.State:
-    """The gradient of each example's mean loss over its target tokens, without dropout: `params` with an axis B."""
+    """The gradient of each example's mean loss over its target tokens, without dropout: float32 [B, P], the parameters
+    one after another in the order of `jax.tree.leaves`."""
 
     def loss(params, inputs_S, labels_T):
         batch = {"inputs": inputs_S[None], "labels": labels_T[None], "weights": jnp.ones(1)}
         total, (tokens, _) = summed_loss(nnx.merge(graph, params, frozen), batch, None, LossTerms())
         return total / tokens
 
-    return jax.vmap(jax.grad(loss), (None, 0, 0))(params, inputs_BxS, labels_BxT)
+    def flat_gradient(params, inputs_S, labels_T):
+        gradient = jax.grad(loss)(params, inputs_S, labels_T)
+        return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
+
+    return _by_rows(jax.vmap(flat_gradient, (None, 0, 0)), mesh, "whole", "rows", "rows")(
+        params, inputs_BxS, labels_BxT
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("dimension", "mesh"))
+def features(
+    gradients_BxP: jax.Array,
+    adam: optax.ScaleByAdamState | None,
+    key: jax.Array,
+    *,
+    dimension: int,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """The projected direction of each example, float32 [B, d]: the step of an Adam whose moments are vectors [P], or
+    without a state of Adam the gradient itself.
+
+    A program apart from the gradients': it knows nothing of the widths of the batch, and XLA, which would fuse Adam
+    with the gradients of each parameter, took minutes to compile the two as one.
+    """
+
+    def here(gradients_BxP, adam, key):
+        directions_BxP = gradients_BxP
+        if adam is not None:
+            directions_BxP = jax.vmap(lambda gradient: optax.scale_by_adam().update(gradient, adam)[0])(gradients_BxP)
+        return project(directions_BxP, key, dimension=dimension)
+
+    return _by_rows(here, mesh, "rows", "whole", "whole")(gradients_BxP, adam, key)
+
+
+def _by_rows(function: Callable[..., jax.Array], mesh: Mesh | None, *inputs: Literal["rows", "whole"]):
+    """Each device takes its share of the rows, and gives as many; no device needs another."""
+    if mesh is None:
+        return function
+    rows = P(mesh.axis_names)
+    specs = tuple(rows if each == "rows" else P() for each in inputs)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+
+
+def _flat_on_host(tree: nnx.State) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
