@@ -174,6 +174,8 @@ class Pipeline:
         def work(folder: Path) -> dict[str, Any]:
             pool = Examples.load(self.data.folder / "pool.jsonl")
             tests = {name: self.examples(f"tests/{name}") for name in self.data.results["tests"]}
+            if self.data.results["queries"]:
+                tests["the target examples"] = self.examples("queries")
             given: dict[str, Any] = {}
             if by_length:
                 tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
@@ -182,15 +184,12 @@ class Pipeline:
             if by_embedding:
                 key = stage_key(seed, "embed")
                 encoder = build.encoder(self.experiment.encoder, pool, path=folder / "encoder.npz", key=key)
-                stores = {
-                    name: write_store(folder / "embed" / name, examples.prompts, encoder, ids=examples.ids).array()
-                    for name, examples in {
-                        "pool": pool,
-                        **{f"tests/{name}": test for name, test in tests.items()},
-                    }.items()
-                }
-                given["embeddings"] = stores.pop("pool")
-                given["test_embeddings"] = {name.removeprefix("tests/"): store for name, store in stores.items()}
+
+                def embedded(name: str, examples: Examples) -> np.ndarray:
+                    return write_store(folder / "embed" / name, examples.prompts, encoder, ids=examples.ids).array()
+
+                given["embeddings"] = embedded("pool", pool)
+                given["test_embeddings"] = {name: embedded(f"tests/{name}", test) for name, test in tests.items()}
             cleaned = hygiene(
                 # Not the instructions: they are long, and the same for many.
                 [f"{source} {target}" for source, target in zip(pool.inputs, pool.targets, strict=True)],
