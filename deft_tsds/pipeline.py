@@ -200,7 +200,7 @@ class Pipeline:
             )
             cleaned.save(folder / "report.json")
             pool.take(cleaned.rows).save(folder / "pool.jsonl")
-            console.print(str(cleaned), markup=False)
+            console.print(str(cleaned), markup=False, soft_wrap=True)
             return {"pool": len(cleaned.rows), "rows": cleaned.rows.tolist()}
 
         settings: dict[str, Any] = {"hygiene": hygiene}

@@ -122,7 +122,7 @@ def test_a_second_run_does_nothing_and_another_encoder_only_what_sees_it(finishe
 
 def test_the_study_refuses_an_arm_that_sees_something_else():
     with pytest.raises(ValueError, match=r"arms\.less sees encoders\.gradients, and the study measures by `encoder`"):
-        cells(SMALL, arm="less", sweeps={"arms.less.count": [10, 20]}, drops=[], until="select")
+        cells(SMALL, arm="less", sweeps={"arms.less.count": ["10", "20"]})
 
 
 def read_lines(path):

@@ -112,11 +112,12 @@ def cells(
     )
     if len(found) == 1:
         raise ValueError("every value is the one that is configured: there is nothing to compare.")
-    if experiment.arms[name].encoder is not None:
-        raise ValueError(
-            f"arms.{name} sees encoders.{experiment.arms[name].encoder}, and the study measures by `encoder`: make "
-            "that the experiment's encoder, or set the arm's to None."
-        )
+    for variant in found:
+        if (encoder := variant.experiment.arms[name].encoder) is not None:
+            raise ValueError(
+                f"arms.{name} sees encoders.{encoder}, and the study measures by `encoder`: make that the experiment's "
+                "encoder, or set the arm's to None."
+            )
     return name, found
 
 
