@@ -24,21 +24,18 @@ from deft_tsds import synthetic
 from deft_tsds.data import columns
 from deft_tsds.data.examples import Examples, read_examples, split_queries
 from deft_tsds.embed import Encoder
-from deft_tsds.embed.bart import BartCLS
 from deft_tsds.embed.concatenated import Concatenated
 from deft_tsds.embed.given import Given
 from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
-from deft_tsds.embed.t5 import T5Encoder
+from deft_tsds.gradients.projection import check_dimension
 from deft_tsds.metrics import METRICS
 from deft_tsds.runs import console, file_hash
-from deft_tsds.selectors import Foreign, Transport
+from deft_tsds.selectors import DSIR, Foreign, Quality, Transport
 from deft_tsds.t5.load import load_pretrained, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
 from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective, Term
-
-AnyEncoder = cfg.Lexical | cfg.SentenceTransformers | T5Encoder | BartCLS | cfg.Concatenated
 
 BOUND_LATER = frozenset({"candidates_UxD", "queries_MxD", "pool_mean_D"})
 """Arguments of terms that `selectors.Transport` gives, once the problem is known."""
@@ -147,6 +144,7 @@ def selector_identity(config: Any) -> dict[str, str]:
     if isinstance(config, Foreign):
         return identity(config.path)
     named = [config.function] if isinstance(config, cfg.Custom) else []
+    named += [config.scores] if isinstance(config, cfg.Quality) else []
     if isinstance(config, cfg.Transport):
         for section in config.objective.values():
             named += [section.term, *(value for value in section.options.values() if isinstance(value, str))]
@@ -161,7 +159,7 @@ def selector_identity(config: Any) -> dict[str, str]:
     return found
 
 
-def encoder_identity(config: AnyEncoder | cfg.OwnEmbeddings) -> dict[str, str]:
+def encoder_identity(config: cfg.Embedding) -> dict[str, str]:
     """The `identity` of every file that the encoder section names."""
     if isinstance(config, cfg.Concatenated):
         found = [encoder_identity(part.encoder) for part in config.parts.values()]
@@ -171,7 +169,7 @@ def encoder_identity(config: AnyEncoder | cfg.OwnEmbeddings) -> dict[str, str]:
     return {} if isinstance(config, cfg.Lexical) else identity(config.model)
 
 
-def encoder(config: AnyEncoder, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:
+def encoder(config: cfg.AnyEncoder, pool: Examples, *, path: Path, key: jax.Array) -> Encoder:
     """The encoder that a config names; what it learns from the pool is kept at `path`, where a resumed run finds it.
 
     A part of several keeps it beside that path, under its own name.
@@ -227,6 +225,9 @@ def selector(config: Any, *, name: str, pool: Callable[[], Examples]) -> Callabl
         options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         where = f"arms.{name}.selector.objective"
         return Transport(**{**options, "objective": objective(config.objective, where=where, pool=pool)})
+    if isinstance(config, cfg.Quality):
+        scores_N = _column(config.scores, "scores_N", f"arms.{name}.selector.scores", pool)
+        return Quality(scores_N, diversity=config.diversity)
     if not isinstance(config, cfg.Custom):
         return config
     found = _own(config.function)
@@ -356,6 +357,34 @@ def budget(arm: cfg.Arm, pool_size: int, *, name: str) -> int:
     if arm.share is None or not 0 < arm.share <= 1:
         raise ValueError(f"arms.{name}.share is {arm.share}; it must lie in (0, 1].")
     return max(1, round(arm.share * pool_size))
+
+
+def check_encoders(experiment: cfg.Experiment, sizes: Mapping[str, Any]) -> None:
+    """Raise ValueError for an arm that sees what there is not or cannot read it, and for an encoder that cannot be."""
+    for name, arm in experiment.arms.items():
+        if arm.encoder is not None and arm.encoder not in experiment.encoders:
+            raise ValueError(
+                f"arms.{name}.encoder is {arm.encoder!r}, and encoders has {sorted(experiment.encoders)}."
+                f"{_nearest(arm.encoder, experiment.encoders)}"
+            )
+        if isinstance(arm.selector, DSIR) and not isinstance(experiment.encoders.get(arm.encoder or ""), cfg.Ngrams):
+            raise ValueError(
+                f"arms.{name}: DSIR reads counts of n-grams: set encoders={{'ngrams': Ngrams()}} and the arm's "
+                "encoder='ngrams'."
+            )
+    for name, config in {"": experiment.encoder, **experiment.encoders}.items():
+        if isinstance(config, cfg.OwnEmbeddings):
+            given_embeddings(config, sizes)
+        if isinstance(config, cfg.SentenceTransformers):
+            sentence_transformers(config)
+        if isinstance(config, cfg.Gradients):
+            check_dimension(config.dimension)
+            if not 0 < config.share <= 1 or config.epochs < 1:
+                raise ValueError(f"encoders.{name}: share must lie in (0, 1] and epochs be at least 1.")
+    hygiene = experiment.hygiene
+    by_embedding = hygiene is not None and (hygiene.near == "embedding" or hygiene.leak_cosine is not None)
+    if by_embedding and isinstance(experiment.encoder, cfg.OwnEmbeddings):
+        raise ValueError("hygiene by embedding embeds the test sets too: set another encoder than OwnEmbeddings.")
 
 
 def steps(train: cfg.Train, examples: int) -> int:

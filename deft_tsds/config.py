@@ -16,10 +16,12 @@ from typing import Literal, TypeVar
 
 import tyro
 
+from deft_tsds.data.hygiene import Hygiene
 from deft_tsds.embed.bart import BartCLS
 from deft_tsds.embed.t5 import T5Encoder
 from deft_tsds.selectors import (
     DEFT,
+    DSIR,
     LESS,
     TSDS,
     ClusteredTSDS,
@@ -163,6 +165,56 @@ class OwnEmbeddings:
     """Scale each row to unit length, as the defaults of the selectors expect."""
 
 
+AnyEncoder = Lexical | SentenceTransformers | T5Encoder | BartCLS | Concatenated
+"""What embeds texts."""
+Embedding = AnyEncoder | OwnEmbeddings
+"""Where embeddings come from."""
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """Counts of hashed word n-grams, which DSIR reads. They are made where they are read, and not stored."""
+
+    longest: int = 2
+    """n-grams of 1 to so many words."""
+    buckets: int = 10_000
+    """Dimension D: n-grams are hashed into so many."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a step on each example would do to the model, seen at checkpoints of a short run on a random share of the
+    pool (LESS, see `deft_tsds.gradients`). Tokens and dtype are those of `train`."""
+
+    dimension: int = 1024
+    """d of each checkpoint, a power of two; D is d times the checkpoints."""
+    share: float = 0.05
+    """Share of the pool that the short run trains on."""
+    epochs: int = 4
+    """Its epochs, each of which ends in a checkpoint."""
+    learning_rate: float = 1e-3
+    """Its peak learning rate; Adam's steps."""
+    warmup: float = 0.03
+    """Share of its steps in which the learning rate rises; it falls to 0 afterwards."""
+    batch_size: int = 32
+    """Its examples an optimiser step."""
+    lora: Lora | None = None
+    """Train low-rank factors, and see their gradients alone; None takes all parameters, for small models."""
+    at_once: int = 16
+    """Examples whose gradients are held at once, about three floats each for every trained parameter."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The rows of the highest score, each less what the rows before it already show (`deft_tsds.selectors.Quality`)."""
+
+    scores: str
+    """One number a candidate, higher is better: a name in `deft_tsds.data.columns`, `module:function` (called with the
+    pool's `Examples`), or a .npy file."""
+    diversity: float = 0.5
+    """Weight of being unlike the rows chosen so far, in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Custom:
     """A selector of the user's own: any function `f(pool, *, budget, key) -> Selection`, or a factory of one."""
@@ -222,6 +274,8 @@ class Arm:
         | RoundRobin
         | RDSPlus
         | LESS
+        | DSIR
+        | Quality
         | Diverse
         | KCenter
         | FacilityLocation
@@ -237,6 +291,8 @@ class Arm:
     """Budget as a share of the pool, in (0, 1]. Give `share` or `count`; for Full neither."""
     count: int | None = None
     """Budget as a number of examples."""
+    encoder: str | None = None
+    """Which of the experiment's `encoders` the selector sees; None is its `encoder`."""
 
 
 @dataclass(frozen=True)
@@ -353,10 +409,12 @@ class Experiment:
     """Pool, queries and test sets."""
     arms: dict[str, Arm]
     """Ways to choose, by name; differences are reported against "random" where there is one."""
-    encoder: Lexical | SentenceTransformers | T5Encoder | BartCLS | Concatenated | OwnEmbeddings = field(
-        default_factory=Lexical
-    )
-    """What the selectors see."""
+    encoder: Embedding = field(default_factory=Lexical)
+    """What the selectors see, and what the report measures by."""
+    encoders: dict[str, Embedding | Ngrams | Gradients] = field(default_factory=dict)
+    """What single arms see in its place, by the name that they give as `encoder`."""
+    hygiene: Hygiene | None = None
+    """What is dropped from the pool before any selection; None drops nothing."""
     model: str = "scratch"
     """A T5 folder in Hugging Face layout, a hub name, or "scratch"."""
     scratch: Scratch = field(default_factory=Scratch)

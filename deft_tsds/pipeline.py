@@ -1,4 +1,4 @@
-"""The main job as a graph of stages: data, embed, select, finetune, evaluate, table, report.
+"""The main job as a graph of stages: data, hygiene, embed, select, finetune, evaluate, table, report.
 
 Each method is one stage. It asks the stages before it for their folders (which does them, or finds them done) and
 writes a folder of its own; `Run.do` decides whether there is anything to do. So `pipeline.report()` is the whole job,
@@ -16,21 +16,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from deft_tsds import build
 from deft_tsds import config as cfg
 from deft_tsds.data.examples import Examples
+from deft_tsds.data.ngrams import NgramCounts
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.evaluate import statistics_of, tabulate
+from deft_tsds.gradients import GradientEncoder, warm_up
 from deft_tsds.report import write_report
-from deft_tsds.runs import Run, Stage, atomic_write, plain, read_jsonl, stage_key, write_json, write_jsonl
+from deft_tsds.runs import Run, Stage, atomic_write, console, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
 from deft_tsds.t5.card import write_model_card
 from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
 from deft_tsds.t5.lora import add_lora
-from deft_tsds.training.finetune import LossTerms, finetune, learning_rates, make_optimizer, tokenize_pairs
+from deft_tsds.training.finetune import LossTerms, Pairs, finetune, learning_rates, make_optimizer, tokenize_pairs
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -83,26 +86,25 @@ class Pipeline:
 
     def _check_against_data(self) -> None:
         queries = self.data.results["queries"]
+        build.check_encoders(self.experiment, self.data.results)
+        candidates = self.clean.results["pool"]
         for name, arm in self.experiment.arms.items():
-            candidates = self.data.results["pool"]
             budget = build.budget(arm, candidates, name=name)
             if hasattr(self.selectors[name], "check_budget"):
                 self.selectors[name].check_budget(budget, candidates)
             if getattr(self.selectors[name], "needs_queries", False) and not queries:
                 raise ValueError(f"arms.{name}: {type(arm.selector).__name__} needs target examples: set data.queries.")
-        encoder = self.experiment.encoder
-        if isinstance(encoder, cfg.OwnEmbeddings):
-            build.given_embeddings(encoder, self.data.results)
-        if isinstance(encoder, cfg.SentenceTransformers):
-            build.sentence_transformers(encoder)
+        by_gradients = any(isinstance(config, cfg.Gradients) for config in self.experiment.encoders.values())
+        if by_gradients and queries and not all(self.examples("queries").targets):
+            raise ValueError("encoders: Gradients need target examples with targets: set target_field of data.queries.")
 
     def _write_experiment(self, description: str) -> None:
         """What was asked, for the report and for whoever opens the folder."""
-        experiment, pool = self.experiment, self.data.results["pool"]
+        experiment, pool = self.experiment, self.clean.results["pool"]
         arms = {}
         for name, arm in experiment.arms.items():
             budget = build.budget(arm, pool, name=name)
-            options = plain(arm.selector)
+            options = plain(arm.selector) | ({} if arm.encoder is None else {"encoder": arm.encoder})
             arms[name] = {
                 "selector": options.pop("class"),
                 "options": options,
@@ -160,48 +162,175 @@ class Pipeline:
         }
         return self.run.do("data", work, settings=settings)
 
+    @cached_property
+    def clean(self) -> Stage:
+        """The pool without what hygiene drops: hygiene/{pool.jsonl,report.json}; without hygiene, the data stage."""
+        hygiene, seed = self.experiment.hygiene, self.experiment.seed
+        if hygiene is None:
+            return self.data
+        by_length = hygiene.shortest is not None or hygiene.longest is not None
+        by_embedding = hygiene.near == "embedding" or hygiene.leak_cosine is not None
+
+        def work(folder: Path) -> dict[str, Any]:
+            pool = Examples.load(self.data.folder / "pool.jsonl")
+            tests = {name: self.examples(f"tests/{name}") for name in self.data.results["tests"]}
+            if self.data.results["queries"]:
+                tests["the target examples"] = self.examples("queries")
+            given: dict[str, Any] = {}
+            if by_length:
+                tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
+                sides = [tokenizer(list(texts), verbose=False).input_ids for texts in (pool.prompts, pool.targets)]
+                given["lengths"] = [len(prompt) + len(target) for prompt, target in zip(*sides, strict=True)]
+            if by_embedding:
+                key = stage_key(seed, "embed")
+                encoder = build.encoder(self.experiment.encoder, pool, path=folder / "encoder.npz", key=key)
+
+                def embedded(name: str, examples: Examples) -> np.ndarray:
+                    return write_store(folder / "embed" / name, examples.prompts, encoder, ids=examples.ids).array()
+
+                given["embeddings"] = embedded("pool", pool)
+                given["test_embeddings"] = {name: embedded(f"tests/{name}", test) for name, test in tests.items()}
+            cleaned = hygiene(
+                # Not the instructions: they are long, and the same for many.
+                [f"{source} {target}" for source, target in zip(pool.inputs, pool.targets, strict=True)],
+                key=stage_key(seed, "hygiene"),
+                tests={name: test.inputs for name, test in tests.items()},
+                inputs=pool.inputs,
+                **given,
+            )
+            cleaned.save(folder / "report.json")
+            pool.take(cleaned.rows).save(folder / "pool.jsonl")
+            console.print(str(cleaned), markup=False, soft_wrap=True)
+            return {"pool": len(cleaned.rows), "rows": cleaned.rows.tolist()}
+
+        settings: dict[str, Any] = {"hygiene": hygiene}
+        if by_embedding:
+            encoder = self.experiment.encoder
+            settings |= {"encoder": encoder, "files": build.encoder_identity(encoder)}
+        upstream = [self.data, self.tokenizer] if by_length else [self.data]
+        return self.run.do("hygiene", work, settings=settings, upstream=upstream)
+
     def examples(self, name: str) -> Examples:
-        """The examples that the data stage left under this name: "pool", "queries", "tests/NAME"."""
-        return Examples.load(self.data.folder / f"{name}.jsonl")
+        """The examples of this name: "pool" (clean), "queries", "validation", "tests/NAME"."""
+        stage = self.clean if name == "pool" else self.data
+        return Examples.load(stage.folder / f"{name}.jsonl")
 
     @cached_property
     def embed(self) -> Stage:
-        """Embeddings of pool and queries: embed/pool/ and embed/queries/ (stores)."""
+        """Embeddings of pool and queries by the experiment's `encoder`: embed/pool/ and embed/queries/ (stores)."""
+        return self._embed("embed", self.experiment.encoder)
+
+    def encoded(self, encoder: str | None) -> Stage:
+        """The same by one of `encoders`: encoders/<name>/{pool,queries}/. None is `embed`; n-grams are counted from the
+        texts of the stage that this then is."""
+        if encoder is None:
+            return self.embed
+        config = self.experiment.encoders[encoder]
+        if isinstance(config, cfg.Ngrams):
+            return self.clean
+        if isinstance(config, cfg.Gradients):
+            return self._gradients(f"encoders/{encoder}", config)
+        return self._embed(f"encoders/{encoder}", config)
+
+    def embeddings(self, name: str, encoder: str | None = None) -> np.ndarray | NgramCounts:
+        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D]."""
+        config = None if encoder is None else self.experiment.encoders[encoder]
+        if isinstance(config, cfg.Ngrams):
+            return NgramCounts(self.examples(name).prompts, longest=config.longest, buckets=config.buckets)
+        return open_store(self.encoded(encoder).folder / name).array()
+
+    @property
+    def _seen(self) -> list[str]:
+        """What selectors see: the pool, and the queries where there are any."""
+        return ["pool", "queries"] if self.data.results["queries"] else ["pool"]
+
+    def _embed(self, stage: str, config: Any) -> Stage:
         experiment = self.experiment
 
         def work(folder: Path) -> None:
-            config = experiment.encoder
             if isinstance(config, cfg.OwnEmbeddings):
                 for name, given in build.given_embeddings(config, self.data.results).items():
-                    write_store(folder / name, given.texts, given, normalize=config.normalize)
+                    texts = given.texts
+                    if name == "pool" and experiment.hygiene is not None:
+                        texts = [texts[row] for row in self.clean.results["rows"]]
+                    write_store(folder / name, texts, given, normalize=config.normalize)
                 return
             key = stage_key(experiment.seed, "embed")
             encoder = build.encoder(config, self.examples("pool"), path=folder / "encoder.npz", key=key)
-            for name in ("pool", "queries") if self.data.results["queries"] else ("pool",):
+            for name in self._seen:
                 examples = self.examples(name)
                 write_store(folder / name, examples.prompts, encoder, ids=examples.ids)
 
-        settings = {"encoder": experiment.encoder, "files": build.encoder_identity(experiment.encoder)}
-        return self.run.do("embed", work, settings=settings, upstream=[self.data])
+        settings = {"encoder": config, "files": build.encoder_identity(config)}
+        return self.run.do(stage, work, settings=settings, upstream=[self.clean])
 
-    def embeddings(self, name: str) -> np.ndarray:
-        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D]."""
-        return open_store(self.embed.folder / name).array()
+    def _gradients(self, stage: str, config: cfg.Gradients) -> Stage:
+        """A short run on a share of the pool, and the gradients at its checkpoints: warm-up/, pool/, queries/."""
+        train = self.experiment.train
+
+        def work(folder: Path) -> None:
+            share_key, lora_key, train_key, key = jax.random.split(stage_key(self.experiment.seed, stage), 4)
+            pool = self.examples("pool")
+            count = max(1, round(config.share * len(pool)))
+            rows = np.sort(np.asarray(jax.random.permutation(share_key, len(pool)))[:count])
+            model = self._start(0)
+            if config.lora is not None:
+                model = add_lora(model, **dataclasses.asdict(config.lora), key=lora_key)
+            steps = config.epochs * -(-count // config.batch_size)
+            checkpoints = warm_up(
+                model,
+                self._tokenized(pool.take(rows)),
+                rates=learning_rates(steps=steps, peak=config.learning_rate, warmup=config.warmup, schedule="linear"),
+                checkpoints=config.epochs,
+                batch_size=config.batch_size,
+                key=train_key,
+                folder=folder / "warm-up",
+            )
+            for name in self._seen:
+                examples = self.examples(name)
+                encoder = GradientEncoder(
+                    model,
+                    checkpoints,
+                    self._tokenized(examples),
+                    direction="adam" if name == "pool" else "gradient",
+                    dimension=config.dimension,
+                    key=key,
+                    batch_size=config.at_once,
+                )
+                write_store(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=1024)
+
+        settings = {"encoder": config, "model": self.experiment.model, "scratch": self.experiment.scratch}
+        settings |= {"tokens": [train.max_input_tokens, train.max_target_tokens], "dtype": train.dtype}
+        return self.run.do(stage, work, settings=settings, upstream=[self.clean, self.tokenizer])
+
+    def _tokenized(self, examples: Examples, weights: np.ndarray | None = None) -> Pairs:
+        train = self.experiment.train
+        return tokenize_pairs(
+            load_tokenizer(str(self.tokenizer.folder / "tokenizer")),
+            examples.prompts,
+            examples.targets,
+            max_input_tokens=train.max_input_tokens,
+            max_target_tokens=train.max_target_tokens,
+            weights=weights,
+            ids=examples.ids,
+        )
 
     def select(self, arm: str, replicate: int) -> Stage:
         """Choose: select/<arm>/seed-<r>/selection/."""
         section = self.experiment.arms[arm]
-        budget = build.budget(section, self.data.results["pool"], name=arm)
+        budget = build.budget(section, self.clean.results["pool"], name=arm)
+        encoder = section.encoder
 
         def work(folder: Path) -> dict[str, Any]:
             pool = self.examples("pool")
             selection = select(
-                self.embeddings("pool"),
-                self.embeddings("queries") if self.data.results["queries"] else None,
+                self.embeddings("pool", encoder),
+                self.embeddings("queries", encoder) if self.data.results["queries"] else None,
                 selector=self.selectors[arm],
                 budget=budget,
                 key=stage_key(self.experiment.seed, "select", arm, str(replicate)),
                 groups=pool.groups,
+                query_groups=self.query_groups,
             )
             selection.save(folder / "selection")
             selection.to_jsonl(pool, folder / "chosen.jsonl")
@@ -210,7 +339,16 @@ class Pipeline:
         settings = {"selector": section.selector, "budget": budget, "replicate": replicate}
         if files := build.selector_identity(section.selector):
             settings["files"] = files
-        return self.run.do(f"select/{arm}/seed-{replicate}", work, settings=settings, upstream=[self.embed])
+        if encoder is not None:
+            settings["encoder"] = self.experiment.encoders[encoder]
+        name = f"select/{arm}/seed-{replicate}"
+        return self.run.do(name, work, settings=settings, upstream=[self.encoded(encoder)])
+
+    @cached_property
+    def query_groups(self) -> tuple[str, ...] | None:
+        """The group of each target example, where they have any."""
+        groups = self.examples("queries").groups if self.data.results["queries"] else ()
+        return groups if any(groups) else None
 
     @cached_property
     def tokenizer(self) -> Stage:
@@ -219,7 +357,7 @@ class Pipeline:
 
         def work(folder: Path) -> dict[str, Any]:
             if experiment.model == "scratch":
-                pool = self.examples("pool")
+                pool = Examples.load(self.data.folder / "pool.jsonl")
                 tokenizer = train_tokenizer([*pool.prompts, *pool.targets], vocab_size=experiment.scratch.vocabulary)
             else:
                 tokenizer = load_tokenizer(experiment.model)
@@ -254,19 +392,7 @@ class Pipeline:
             tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
             selection = Selection.load(selected.folder / "selection")
             chosen = self.examples("pool").take(selection.indices)
-
-            def tokenized(examples: Examples, weights: np.ndarray | None = None):
-                return tokenize_pairs(
-                    tokenizer,
-                    examples.prompts,
-                    examples.targets,
-                    max_input_tokens=train.max_input_tokens,
-                    max_target_tokens=train.max_target_tokens,
-                    weights=weights,
-                    ids=examples.ids,
-                )
-
-            pairs = tokenized(chosen, selection.weights)
+            pairs = self._tokenized(chosen, selection.weights)
             model = self._start(replicate)
             if train.lora is not None:
                 key = stage_key(self.experiment.seed, "lora", str(replicate))
@@ -286,7 +412,7 @@ class Pipeline:
                 key=stage_key(self.experiment.seed, "finetune", str(replicate)),
                 folder=folder,
                 optimizer=make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
-                validation=tokenized(self.examples("validation")) if train.validation else None,
+                validation=self._tokenized(self.examples("validation")) if train.validation else None,
                 validate_every=train.validate_every,
                 patience=train.patience,
                 keep_best=train.keep_best,

@@ -36,6 +36,7 @@ class Pool:
         groups_N: the task of each candidate (any labels), or None.
         costs_N: float64 > 0, what each candidate costs in training (say, tokens), or None.
         cost_budget: how much the chosen rows may cost together, or None where a number of rows is asked for.
+        query_groups_M: the subtask of each query (any labels), or None.
     """
 
     embeddings_NxD: np.ndarray
@@ -43,6 +44,7 @@ class Pool:
     groups_N: np.ndarray | None = None
     costs_N: np.ndarray | None = None
     cost_budget: int | None = None
+    query_groups_M: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Pool:
         queries=None,
         *,
         groups: Sequence | np.ndarray | None = None,
+        query_groups: Sequence | np.ndarray | None = None,
         costs: Sequence | np.ndarray | None = None,
         cost_budget: int | None = None,
     ) -> Pool:
@@ -66,13 +69,24 @@ class Pool:
             groups_N = np.asarray(groups)
             if groups_N.shape != (n,):
                 raise ValueError(f"groups has shape {groups_N.shape}: give one label for each of the {n} candidates.")
+        query_groups_M = None
+        if query_groups is not None:
+            query_groups_M, m = np.asarray(query_groups), 0 if queries_MxD is None else len(queries_MxD)
+            if query_groups_M.shape != (m,):
+                shape = query_groups_M.shape
+                raise ValueError(f"query_groups has shape {shape}: give one label for each of the {m} queries.")
         costs_N = None if costs is None else check_costs(costs, n)
         if cost_budget is not None:
             cost_budget = check_count(cost_budget, "cost_budget", 1)
             if costs_N is None:
                 raise ValueError("cost_budget needs costs: give what each candidate costs, say its tokens.")
         return cls(
-            _read_only(embeddings_NxD), _read_only(queries_MxD), _read_only(groups_N), _read_only(costs_N), cost_budget
+            _read_only(embeddings_NxD),
+            _read_only(queries_MxD),
+            _read_only(groups_N),
+            _read_only(costs_N),
+            cost_budget,
+            _read_only(query_groups_M),
         )
 
     def draw_budget(self, budget: int) -> dict[str, Any]:
@@ -202,6 +216,7 @@ def select(
     budget: int | None = None,
     key: jax.Array,
     groups: Sequence | np.ndarray | None = None,
+    query_groups: Sequence | np.ndarray | None = None,
     costs: Sequence | np.ndarray | None = None,
     cost_budget: int | None = None,
     memory_budget: int | None = None,
@@ -220,6 +235,7 @@ def select(
         budget: how many to choose, 1 <= budget <= N. Give this or `cost_budget`.
         key: `jax.random.key(seed)`; the same key gives the same selection.
         groups: [N] task labels, for selectors that stratify.
+        query_groups: [M] labels of the queries' subtasks, for selectors that take the best subtask.
         costs: [N] what each candidate costs, > 0; `info["cost"]` is the sum over the chosen.
         cost_budget: how much the chosen rows may cost together, never more (see `sample` for how near they come).
         memory_budget: bytes that the selector may need beyond its input; by default what the machine has available
@@ -232,7 +248,7 @@ def select(
         ValueError: bad input; a memory budget that cannot hold the plan, with the table of `plan_cost`; or a selector
             that returned something else than distinct rows within the budget.
     """
-    pool = Pool.of(candidates, queries, groups=groups, costs=costs, cost_budget=cost_budget)
+    pool = Pool.of(candidates, queries, groups=groups, query_groups=query_groups, costs=costs, cost_budget=cost_budget)
     name = _name(selector)
     if (budget is None) == (cost_budget is None):
         raise ValueError("give budget (a number of rows) or cost_budget (with costs), exactly one of them.")

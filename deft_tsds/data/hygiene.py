@@ -137,6 +137,7 @@ class Hygiene:
         *,
         key: jax.Array,
         tests: Mapping[str, Sequence[str]] | None = None,
+        inputs: Sequence[str] | None = None,
         embeddings: np.ndarray | None = None,
         test_embeddings: Mapping[str, np.ndarray] | None = None,
         lengths: Sequence[int] | np.ndarray | None = None,
@@ -146,7 +147,8 @@ class Hygiene:
         Args:
             texts: [N], the pool: what the model will read, say prompt and target together.
             key: `jax.random.key(seed)`, for the hash functions of "minhash".
-            tests: texts that must not leak, by name: test sets, and the queries.
+            tests: texts that must not leak, by name: the inputs of test sets.
+            inputs: [N], what is compared with these by words; `texts` by default.
             embeddings: [N, D], for `leak_cosine` and for "embedding".
             test_embeddings: [T, D] by name, for `leak_cosine`.
             lengths: [N] tokens of each row, for `shortest` and `longest`.
@@ -154,7 +156,8 @@ class Hygiene:
         Raises:
             ValueError: no texts, a check whose input is missing, sizes that differ, or nothing left.
         """
-        self._check(texts, check_key(key), tests, embeddings, test_embeddings, lengths)
+        inputs = texts if inputs is None else inputs
+        self._check(texts, check_key(key), inputs, embeddings, test_embeddings, lengths)
         left = np.arange(len(texts))
         findings = []
 
@@ -177,7 +180,7 @@ class Hygiene:
             drop("length", rule, {row: {"tokens": int(tokens_N[row])} for row in out.tolist()})
         if self.leak_words is not None and tests:
             rule = f"shares {self.leak_words} consecutive words with a test text, or is one that is shorter"
-            drop("leak by words", rule, _shared_words(texts, left, tests, self.leak_words))
+            drop("leak by words", rule, _shared_words(inputs, left, tests, self.leak_words))
         if self.leak_cosine is not None and embeddings is not None and test_embeddings:
             rule = f"a cosine of at least {self.leak_cosine:g} with a test row"
             drop("leak by embedding", rule, _near_tests(embeddings, left, test_embeddings, self.leak_cosine))
@@ -201,10 +204,12 @@ class Hygiene:
             raise ValueError(f"no row is left:\n{Cleaned(left, len(texts), tuple(findings))}\nLoosen a check.")
         return Cleaned(left, len(texts), tuple(findings))
 
-    def _check(self, texts, key, tests, embeddings, test_embeddings, lengths) -> None:
+    def _check(self, texts, key, inputs, embeddings, test_embeddings, lengths) -> None:
         n = len(texts)
         if n == 0:
             raise ValueError("texts is empty: give at least one text.")
+        if len(inputs) != n:
+            raise ValueError(f"inputs has {len(inputs)} rows for {n} texts: give one for each.")
         if (self.shortest is not None or self.longest is not None) and lengths is None:
             raise ValueError("shortest and longest need lengths: give the number of tokens of each row.")
         if lengths is not None and np.shape(lengths) != (n,):

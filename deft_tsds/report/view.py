@@ -73,6 +73,8 @@ class RunView:
     query_embeddings_MxD: np.ndarray | None
     arms: tuple[ArmView, ...]
     table: Mapping[str, Any]
+    hygiene: Mapping[str, Any] | None
+    """What was dropped from the pool before any selection; None where nothing was asked for."""
     manifests: tuple[dict[str, Any], ...]
     absent: tuple[Absent, ...]
 
@@ -80,7 +82,8 @@ class RunView:
 def read_run(path: str | Path) -> RunView:
     """Read the artefacts of a run folder.
 
-    Mandatory are `experiment.json`, `data/pool.jsonl`, `table/table.json` and the selection of every arm and seed.
+    Mandatory are `experiment.json`, `data/pool.jsonl` (or, with hygiene, `hygiene/pool.jsonl` and its report),
+    `table/table.json` and the selection of every arm and seed.
     Anything else that is missing is listed in `RunView.absent`.
 
     Args:
@@ -92,10 +95,12 @@ def read_run(path: str | Path) -> RunView:
     """
     folder = Path(path)
     experiment = read_json(_mandatory(folder, "experiment.json", "run"))
-    pool = Examples.load(_mandatory(folder, "data/pool.jsonl", "data"))
+    stage = "data" if experiment["config"].get("hygiene") is None else "hygiene"
+    pool = Examples.load(_mandatory(folder, f"{stage}/pool.jsonl", stage))
+    hygiene = read_json(_mandatory(folder, "hygiene/report.json", stage)) if stage == "hygiene" else None
     table = read_json(_mandatory(folder, "table/table.json", "evaluate"))
     if not len(pool):
-        raise ValueError(f"{folder / 'data/pool.jsonl'} holds no example. Run the stage `data` again.")
+        raise ValueError(f"{folder / stage / 'pool.jsonl'} holds no example. Run the stage `{stage}` again.")
 
     absent: list[Absent] = []
 
@@ -118,7 +123,7 @@ def read_run(path: str | Path) -> RunView:
         embeddings_NxD = _unit_rows(folder / "embed/pool")
         if len(embeddings_NxD) != len(pool):
             raise ValueError(
-                f"{folder / 'embed/pool'} holds {len(embeddings_NxD)} rows and data/pool.jsonl {len(pool)}. "
+                f"{folder / 'embed/pool'} holds {len(embeddings_NxD)} rows and {stage}/pool.jsonl {len(pool)}. "
                 "They are of different pools: run the stage `embed` again."
             )
     query_embeddings_MxD = None
@@ -164,6 +169,7 @@ def read_run(path: str | Path) -> RunView:
         query_embeddings_MxD=query_embeddings_MxD,
         arms=tuple(arms),
         table=table,
+        hygiene=hygiene,
         manifests=_read_manifests(folder),
         absent=tuple(absent),
     )

@@ -130,7 +130,8 @@ class LESS:
     """
 
     subtasks: tuple[str, ...] | None = None
-    """The subtask of each query, in order; None makes all queries one subtask."""
+    """The subtask of each query, in order; None takes the pool's `query_groups_M`, and where there are none makes all
+    queries one subtask."""
 
     needs_queries: ClassVar[bool] = True
 
@@ -139,7 +140,7 @@ class LESS:
         return _pass_cost(pool)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
-        names, means_SxD = self._means(queries_of(pool))
+        names, means_SxD = self._means(pool)
         n, d = pool.embeddings_NxD.shape
         score_N, subtask_N = np.empty(n, np.float32), np.empty(n, np.int32)
         for rows in row_blocks(n, row_bytes=4 * d, budget_bytes=BLOCK_BYTES):
@@ -154,12 +155,14 @@ class LESS:
         info = {"chosen_by_subtask": dict(zip(names, taken, strict=True))}
         return Selection.of(rows, scores=score_N[rows], reasons=reasons, info=info)
 
-    def _means(self, queries_MxD: np.ndarray) -> tuple[list[str], np.ndarray]:
+    def _means(self, pool: Pool) -> tuple[list[str], np.ndarray]:
         """The subtasks by name, and the mean direction of the queries of each, float32 [S, D]."""
-        m = len(queries_MxD)
+        queries_MxD, m = queries_of(pool), len(queries_of(pool))
         if self.subtasks is not None and len(self.subtasks) != m:
             raise ValueError(f"LESS has {len(self.subtasks)} subtasks for {m} queries: give the subtask of each query.")
-        labels = ("all queries",) * m if self.subtasks is None else self.subtasks
+        labels = self.subtasks
+        if labels is None:
+            labels = ("all queries",) * m if pool.query_groups_M is None else tuple(map(str, pool.query_groups_M))
         names, subtask_M = np.unique(np.array(labels), return_inverse=True)
         unit_MxD = normalize_rows(queries_MxD)
         means = [unit_MxD[subtask_M == s].mean(axis=0, dtype=np.float64) for s in range(len(names))]

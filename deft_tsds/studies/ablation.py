@@ -112,6 +112,12 @@ def cells(
     )
     if len(found) == 1:
         raise ValueError("every value is the one that is configured: there is nothing to compare.")
+    for variant in found:
+        if (encoder := variant.experiment.arms[name].encoder) is not None:
+            raise ValueError(
+                f"arms.{name} sees encoders.{encoder}, and the study measures by `encoder`: make that the experiment's "
+                "encoder, or set the arm's to None."
+            )
     return name, found
 
 
@@ -191,7 +197,7 @@ def ablate(
         "level": level,
         "queries": queries,
         "left_out": left_out,
-        "budget": build.budget(found[0].experiment.arms[arm], first.data.results["pool"], name=arm),
+        "budget": build.budget(found[0].experiment.arms[arm], first.clean.results["pool"], name=arm),
         "notice": first.notice,
         "pool": {"size": len(pool), "groups": _shares(pool.groups)},
         "copy": copied,
@@ -265,7 +271,7 @@ class _Batch:
         """
         pipeline = self._pipelines[number]
         section, sizes = pipeline.experiment.arms[self._arm], pipeline.data.results
-        budget = build.budget(section, sizes["pool"], name=self._arm)
+        budget = build.budget(section, pipeline.clean.results["pool"], name=self._arm)
         # These keys know of no cell: all cells leave out the same queries, and draw by the same chances.
         key = stage_key(pipeline.experiment.seed, "ablation", str(seed))
         left_out = _left_out(sizes["queries"], held_out, key=jax.random.fold_in(key, 0))
@@ -288,6 +294,7 @@ class _Batch:
                 else:
                     notes.append(f"No draw: {reached} candidates have a probability, and the budget is {budget}.")
             else:
+                query_groups = pipeline.query_groups
                 selection = select(
                     embeddings_NxD,
                     None if queries_MxD is None else np.delete(queries_MxD, left_out, axis=0),
@@ -295,6 +302,7 @@ class _Batch:
                     budget=budget,
                     key=draw_key,
                     groups=pool.groups,
+                    query_groups=None if query_groups is None else np.delete(query_groups, left_out),
                 )
                 indices, found = selection.indices, selection.info.get("plan", {})
                 measures = {"effective_size": found["effective_size"]} if "effective_size" in found else {}

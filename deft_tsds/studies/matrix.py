@@ -39,7 +39,7 @@ class Counts:
     """Dimension D."""
 
 
-Representation = build.AnyEncoder | cfg.OwnEmbeddings | Counts
+Representation = cfg.Embedding | Counts
 
 
 @dataclasses.dataclass(frozen=True)
