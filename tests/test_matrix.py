@@ -11,12 +11,12 @@ import pytest
 from pools import KEY, pool_of
 
 import deft_tsds as dt
-from deft_tsds.config import OwnEmbeddings, SentenceTransformers, Source, load_as
+from deft_tsds.config import Ngrams, OwnEmbeddings, SentenceTransformers, Source, load_as
 from deft_tsds.runs import write_jsonl
 from deft_tsds.selection import Selection
 from deft_tsds.selectors import DSIR, Nearest, table
 from deft_tsds.studies import matrix as matrix_module
-from deft_tsds.studies.matrix import Counts, Matrix, fill, markdown, nonsense, write_matrix
+from deft_tsds.studies.matrix import Matrix, fill, markdown, nonsense, write_matrix
 
 CONFIG = Path(__file__).parents[1] / "configs" / "studies" / "matrix.py"
 NAMES = [entry.selector.__name__ for entry in table()]
@@ -48,7 +48,7 @@ def _setting(tmp_path_factory):
     return Matrix(
         pool=pool,
         queries=queries,
-        representations={"own": own, "counts": Counts(buckets=16)},
+        representations={"own": own, "counts": Ngrams(buckets=16)},
         budget=BUDGET,
         workdir=folder / "run",
     )
@@ -106,7 +106,7 @@ def test_failures_are_no_reasons(setting, monkeypatch, tmp_path):
     made = {Nearest: refuses, DSIR: breaks}
     monkeypatch.setattr(matrix_module, "make", lambda kind, pool, budget, foreign: made[kind])
     broken = dataclasses.replace(setting, selectors=("Nearest", "DSIR"), workdir=tmp_path)
-    broken = dataclasses.replace(broken, representations={"counts": Counts(buckets=16)})
+    broken = dataclasses.replace(broken, representations={"counts": Ngrams(buckets=16)})
     cells = fill(broken)["cells"]
     assert [cell["status"] for cell in cells] == ["failed", "failed"]
     assert cells[0]["reason"] == "ValueError: no such luck"

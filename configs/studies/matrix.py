@@ -10,8 +10,8 @@ gives `Foreign` what another tool chose. Add a representation, any section of `e
 
 from pathlib import Path
 
-from deft_tsds.config import Concatenated, Lexical, Part, SentenceTransformers, Source
-from deft_tsds.studies.matrix import Counts, Matrix
+from deft_tsds.config import Concatenated, Lexical, Ngrams, Part, SentenceTransformers, Source
+from deft_tsds.studies.matrix import Matrix
 
 MINILM = SentenceTransformers("sentence-transformers/all-MiniLM-L6-v2")
 FIELDS = {"input_field": "text", "target_field": None, "group_field": "dataset"}
@@ -23,7 +23,7 @@ config = Matrix(
         "lexical": Lexical(dimension=128),
         "minilm": MINILM,
         "lexical-minilm": Concatenated({"lexical": Part(Lexical(dimension=128)), "minilm": Part(MINILM)}),
-        "ngrams": Counts(),
+        "ngrams": Ngrams(),
     },
     workdir=Path("runs/matrix"),
 )

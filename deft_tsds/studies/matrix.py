@@ -28,18 +28,7 @@ from deft_tsds.studies.contract import ContractError, check_selector
 from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective
 
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Counts of hashed word n-grams (`NgramCounts`): what DSIR reads."""
-
-    longest: int = 2
-    """N-grams of 1 to so many words."""
-    buckets: int = 10_000
-    """Dimension D."""
-
-
-Representation = cfg.Embedding | Counts
+Representation = cfg.Embedding | cfg.Ngrams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +121,7 @@ def fill(matrix: Matrix) -> dict[str, Any]:
 def represent(config: Representation, pool: Examples, queries: Examples, run: Run, name: str) -> Represented:
     """The embeddings of pool and queries, from their stores where they have been made."""
     texts = hashlib.sha256(json.dumps([pool.prompts, queries.prompts]).encode()).hexdigest()
-    if isinstance(config, Counts):
+    if isinstance(config, cfg.Ngrams):
         options = {"longest": config.longest, "buckets": config.buckets}
         counts = [NgramCounts(each.prompts, **options) for each in (pool, queries)]
         return Represented(*counts, fingerprint=f"{plain(config)} {texts}")
