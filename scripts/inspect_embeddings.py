@@ -102,7 +102,9 @@ def main(settings: Settings) -> None:
     found, maps = {}, {}
     for place, (name, encoder) in enumerate(track(list(encoders.items()), "Inspecting")):
         embedded = embed(encoder, pool, rows, settings.out / f"encoder-{place}", settings)
-        found[name] = inspect(embedded, groups[rows], key=stage_key(settings.seed, "inspect"), seeds=settings.seeds)
+        found[name] = inspect(
+            embedded, groups[rows].tolist(), key=stage_key(settings.seed, "inspect"), seeds=settings.seeds
+        )
         maps[name] = plane(np.asarray(embedded)[shown], key=stage_key(settings.seed, "plane"))
     write_json(settings.out / "table.json", {name: asdict(each) for name, each in found.items()})
     page = write_representations(

@@ -50,8 +50,16 @@ def plain_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("t5")
     torch.manual_seed(0)
-    sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 3}
-    config = transformers.T5Config(vocab_size=300, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **sizes)
+    sizes: dict[str, Any] = {
+        "d_model": WIDTH,
+        "decoder_start_token_id": 0,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+        "num_heads": 3,
+    }
+    config = transformers.T5Config(vocab_size=300, feed_forward_proj="gated-gelu", **sizes)
     model = transformers.T5ForConditionalGeneration(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -100,7 +108,8 @@ def test_mean_and_position_against_loops_over_transformers(plain_t5: Path) -> No
     assert {len(rows) for rows in states} >= {1, 24}
     mean = [rows.sum(axis=0) / len(rows) for rows in states]
     position = [sum(i * row for i, row in enumerate(rows, start=1)) / sum(range(1, len(rows) + 1)) for rows in states]
-    for pooling, expected in (("mean", mean), ("position", position)):
+    poolings: list[tuple[t5_module.Pooling, Any]] = [("mean", mean), ("position", position)]
+    for pooling, expected in poolings:
         encoder = T5Encoder(str(plain_t5), pooling, max_tokens=24, batch_size=5)
         assert isinstance(encoder, Encoder)
         found = encoder.encode(TEXTS)
@@ -147,14 +156,15 @@ def test_padding_batches_and_order_change_rounding_only(plain_t5: Path, monkeypa
 
 
 def test_a_program_for_each_padded_length_and_no_more(plain_t5: Path) -> None:
-    t5_module._embed.clear_cache()
+    program: Any = t5_module._embed
+    program.clear_cache()
     encoder = T5Encoder(str(plain_t5), max_tokens=24, batch_size=5)
     encoder.encode(sentences(40))
-    compiled = t5_module._embed._cache_size()
+    compiled = program._cache_size()
     assert 1 < compiled <= 6  # 4, 8, 12, 16, 20, 24
     encoder.encode(sentences(40)[::-1])
     T5Encoder(str(plain_t5), max_tokens=24, batch_size=5).encode(sentences(40))
-    assert t5_module._embed._cache_size() == compiled
+    assert program._cache_size() == compiled
 
 
 def test_padded_lengths() -> None:
@@ -248,7 +258,7 @@ def test_folders_that_cannot_be_used(plain_t5: Path, sentence_t5: Path, tmp_path
     shutil.copytree(sentence_t5, chain)
     modules = json.loads((chain / "modules.json").read_text())
     (chain / "modules.json").write_text(json.dumps([modules[0], modules[2]]))
-    for folder, pooling, message in (
+    cases: list[tuple[Path, t5_module.Pooling, str]] = [
         (pickle, "mean", r"pytorch_model\.bin .*A \.bin file is a pickle, which can run any code"),
         (bare, "mean", r"has no model\*\.safetensors"),
         (cut, "mean", "cannot be read .*truncated"),
@@ -263,7 +273,8 @@ def test_folders_that_cannot_be_used(plain_t5: Path, sentence_t5: Path, tmp_path
         (chain, "sentence", "is a chain of Transformer, Dense;"),
         (dense_pickle, "sentence", r"pytorch_model\.bin .*is a pickle"),
         (tmp_path / "none", "mean", "is no local folder"),
-    ):
+    ]
+    for folder, pooling, message in cases:
         with pytest.raises(ValueError, match=message):
             T5Encoder(str(folder), pooling).settings()
 
@@ -292,13 +303,13 @@ def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bart")
     tokenizer = train_tokenizer(sentences(40), vocab_size=300)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
-    start, end = tokenizer.convert_tokens_to_ids(["<s>", "</s>"])
+    start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>"))
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", end)]
     )
     tokenizer.save_pretrained(folder)
-    sizes = {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes: dict[str, Any] = {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     torch.manual_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), d_model=16, max_position_embeddings=48, pad_token_id=0, **sizes, **heads

@@ -73,7 +73,7 @@ class BartCLS:
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = BartModel.from_pretrained(folder, use_safetensors=True, **options)
+            model: Any = BartModel.from_pretrained(folder, use_safetensors=True, **options)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"The BART in {folder} cannot be read: {error}") from error
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

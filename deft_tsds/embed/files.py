@@ -86,7 +86,7 @@ def _parquet(path: Path, column: str | None, name: str) -> np.ndarray:
         chunks = file.read(columns=[column or lists[0]]).column(0).combine_chunks()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{name}: {path} cannot be read ({error}).") from error
-    lengths = pc.list_value_length(chunks).fill_null(-1).to_numpy(zero_copy_only=False)
+    lengths = pc.call_function("list_value_length", [chunks]).fill_null(-1).to_numpy(zero_copy_only=False)
     if not len(lengths):
         raise ValueError(f"{name}: {path} has no rows.")
     other = np.flatnonzero(lengths != lengths[0])

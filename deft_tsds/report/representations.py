@@ -118,7 +118,10 @@ def map_figure(points_nx2: np.ndarray, texts: Sequence[str], labels: Sequence[st
                 "name": plotly_text(label or "other labels", 28),
                 "x": [round(float(x), 3) for x in points_nx2[members, 0]],
                 "y": [round(float(y), 3) for y in points_nx2[members, 1]],
-                "text": [f"<b>{plotly_text(label_n[row], 40)}</b><br>{hover_text(texts[row], 220)}" for row in members],
+                "text": [
+                    f"<b>{plotly_text(label_n[row], 40)}</b><br>{hover_text(texts[row], 220)}"
+                    for row in members.tolist()
+                ],
                 "hoverinfo": "text",
                 "marker": {"size": 4, "color": shade},
             }
