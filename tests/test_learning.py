@@ -97,7 +97,7 @@ def test_it_learns_64_pairs_by_heart(texts, tmp_path):
     finetune(
         model,
         pairs,
-        rates=learning_rates(steps=320, peak=3e-3, warmup=0.1, schedule="linear"),
+        rates=learning_rates(steps=480, peak=3e-3, warmup=0.1, schedule="linear"),
         batch_size=32,
         key=jax.random.key(0),
         folder=tmp_path,
