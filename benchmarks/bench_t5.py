@@ -27,8 +27,8 @@ import numpy as np
 import tyro
 from measure import compare, gemm_flops, print_table
 
-SMALL = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
-DEMO = {"vocab_size": 1024, "d_model": 96, "d_kv": 24, "d_ff": 256, "num_layers": 2, "num_heads": 4}
+SMALL: dict[str, Any] = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
+DEMO: dict[str, Any] = {"vocab_size": 1024, "d_model": 96, "d_kv": 24, "d_ff": 256, "num_layers": 2, "num_heads": 4}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def torch_step(rows: int, width: int) -> Callable[[], Any]:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(T5Config(**SMALL, dropout_rate=0.0, decoder_start_token_id=0)).train()
+    model = T5ForConditionalGeneration(T5Config(**SMALL, **{"dropout_rate": 0.0, "decoder_start_token_id": 0})).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     inputs, labels = map(torch.tensor, _ids(rows, width, SMALL["vocab_size"]))
     mask = torch.ones_like(inputs)

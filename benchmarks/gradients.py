@@ -27,10 +27,9 @@ def _setting(size: str | None, rank: int | None, rows: int, source: int, target:
     import jax.numpy as jnp
     from flax import nnx
 
-    from deft_tsds.gradients.warmup import trained_part
     from deft_tsds.t5 import T5, T5Config, add_lora
     from deft_tsds.t5.model import SIZES
-    from deft_tsds.training.finetune import make_optimizer
+    from deft_tsds.training.finetune import make_optimizer, trained_part
 
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
     shape = dict(zip(names, (1024, 96, 24, 256, 2, 2, 4) if size is None else SIZES[size], strict=True))

@@ -124,7 +124,8 @@ def ours_whole(candidates: str, queries: str, neighbors: int, budget: int) -> No
 
     import jax
 
-    from deft_tsds import Problem, problem, sample, tsds
+    from deft_tsds import Problem, sample, tsds
+    from deft_tsds.transport import problem
 
     seconds = {"import": time.perf_counter() - began, "rest": 0.0}
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -183,7 +183,8 @@ class Pipeline:
                 given["lengths"] = [len(prompt) + len(target) for prompt, target in zip(*sides, strict=True)]
             if by_embedding:
                 key = stage_key(seed, "embed")
-                encoder = build.encoder(self.experiment.encoder, pool, path=folder / "encoder.npz", key=key)
+                config = cast(cfg.AnyEncoder, self.experiment.encoder)  # `build` has refused rows that the user gives
+                encoder = build.encoder(config, pool, path=folder / "encoder.npz", key=key)
 
                 def embedded(name: str, examples: Examples) -> np.ndarray:
                     return write_store(folder / "embed" / name, examples.prompts, encoder, ids=examples.ids).array()
@@ -232,8 +233,12 @@ class Pipeline:
             return self._gradients(f"encoders/{encoder}", config)
         return self._embed(f"encoders/{encoder}", config)
 
-    def embeddings(self, name: str, encoder: str | None = None) -> np.ndarray | NgramCounts:
-        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D]."""
+    def embeddings(self, name: str) -> np.ndarray:
+        """The embeddings of the "pool" or, where there are any, of the "queries", [n, D], by the `encoder`."""
+        return open_store(self.embed.folder / name).array()
+
+    def representation(self, name: str, encoder: str | None) -> np.ndarray | NgramCounts:
+        """The same by one of `encoders`."""
         config = None if encoder is None else self.experiment.encoders[encoder]
         if isinstance(config, cfg.Ngrams):
             return NgramCounts(self.examples(name).prompts, longest=config.longest, buckets=config.buckets)
@@ -324,8 +329,8 @@ class Pipeline:
         def work(folder: Path) -> dict[str, Any]:
             pool = self.examples("pool")
             selection = select(
-                self.embeddings("pool", encoder),
-                self.embeddings("queries", encoder) if self.data.results["queries"] else None,
+                self.representation("pool", encoder),
+                self.representation("queries", encoder) if self.data.results["queries"] else None,
                 selector=self.selectors[arm],
                 budget=budget,
                 key=stage_key(self.experiment.seed, "select", arm, str(replicate)),

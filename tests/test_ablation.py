@@ -311,7 +311,7 @@ def test_the_measures_by_plain_loops(study):
         folder = experiment.workdir / row["folder"]
         left_out = read_json(folder / "request.json")["settings"]["left_out"]
         ids = chosen[row["cell"], row["seed"]] = read_json(folder / "chosen.json")
-        x = vectors[[pool.ids.index(each) for each in ids]].astype(np.float64)
+        x = vectors[np.array([pool.ids.index(each) for each in ids])].astype(np.float64)
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         nearest = [min(np.linalg.norm(q - y) for y in x) for q in queries[left_out]]
         assert row["measures"]["held_out_distance"] == pytest.approx(np.mean(nearest), rel=1e-4)

@@ -103,7 +103,7 @@ def test_loss_terms_reach_the_step_and_compile_nothing_new():
     assert compiled._cache_size() == before
     logits = model(batch["inputs"], batch["inputs"] != 0, shift_right(batch["labels"], CONFIG))
     real = batch["labels"] != 0
-    expected = np.asarray(token_losses(logits, batch["labels"], LossTerms(0.2, 0.1)))[real].mean()
+    expected = np.asarray(token_losses(logits, jnp.asarray(batch["labels"]), LossTerms(0.2, 0.1)))[real].mean()
     np.testing.assert_allclose(loss.mean, expected, rtol=1e-5)
     assert abs(float(loss.mean) - float(plain)) > 0.1
 
@@ -335,8 +335,8 @@ def run_many(folder, *, pairs, dropout, **options):
         a, b = (read_jsonl(folder / where / "metrics.jsonl") for where in (f"many/{number}", str(number)))
         assert [row["step"] for row in a] == [row["step"] for row in b]
         for name in ("loss", "validation_loss"):
-            found = [[row[name] for row in rows if name in row] for rows in (a, b)]
-            np.testing.assert_allclose(*found, atol=1e-5)
+            found, expected = ([row[name] for row in rows if name in row] for rows in (a, b))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
         np.testing.assert_allclose(together[number].loss, trained.loss, atol=1e-5)
         for x, y in zip(leaves(models[number]), leaves(alone), strict=True):
             # Adam divides by the size of a gradient: where it is almost 0, the order of sums decides a whole step.
@@ -419,7 +419,7 @@ def test_tokenize_pairs_pads_and_cuts_but_keeps_the_end():
     np.testing.assert_array_equal(pairs.inputs_NxS, [[3, 2, 1], [2, 1, 0]])
     np.testing.assert_array_equal(pairs.labels_NxT, [[2, 1], [2, 1]])
     assert pairs.cut == 1
-    widths = {"max_input_tokens": 3, "max_target_tokens": 3}
+    widths: dict[str, Any] = {"max_input_tokens": 3, "max_target_tokens": 3}
     with pytest.raises(ValueError, match=r"not negative: row 1 has -1\.0"):
         tokenize_pairs(_Tokenizer(), ["a", "b"], ["c", "d"], weights=np.array([1, -1]), **widths)
     with pytest.raises(ValueError, match="ids has 1 entries for 2 pairs"):

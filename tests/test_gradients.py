@@ -22,13 +22,12 @@ from deft_tsds.embed.store import write_store
 from deft_tsds.gradients import Checkpoint, GradientEncoder, project, warm_up
 from deft_tsds.gradients.features import example_gradients, features
 from deft_tsds.gradients.projection import _hadamard
-from deft_tsds.gradients.warmup import trained_part
 from deft_tsds.selection import select
 from deft_tsds.selectors import LESS
 from deft_tsds.t5 import T5, T5Config, add_lora, load_pretrained
 from deft_tsds.t5.load import _names
 from deft_tsds.t5.model import shift_right
-from deft_tsds.training.finetune import Pairs, finetune, learning_rates, make_optimizer
+from deft_tsds.training.finetune import Pairs, finetune, learning_rates, make_optimizer, trained_part
 from deft_tsds.training.step import LossTerms, train_step
 
 CONFIG = T5Config(
@@ -88,7 +87,7 @@ def exact_directions(model: T5, checkpoint: Checkpoint, pairs: Pairs, rows: np.n
     for row in rows:
         gradient = flat(one_gradient(graph, checkpoint.params, frozen, pairs.inputs_NxS[row], pairs.labels_NxT[row]))
         if adam:
-            step = int(checkpoint.adam.count) + 1
+            step = int(np.asarray(checkpoint.adam.count)) + 1
             m = (0.9 * flat(checkpoint.adam.mu) + 0.1 * gradient) / (1 - 0.9**step)
             v = (0.999 * flat(checkpoint.adam.nu) + 0.001 * gradient**2) / (1 - 0.999**step)
             gradient = m / (np.sqrt(v) + 1e-8)
@@ -127,7 +126,7 @@ def test_gradients_equal_torch(tmp_path):
         wanted = np.where(labels[row] != 0, labels[row], -100)[None]
         ids, seen, wanted = (torch.tensor(array).long() for array in (inputs[row][None], mask[row][None], wanted))
         theirs(input_ids=ids, attention_mask=seen, labels=wanted).loss.backward()
-        there = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
+        there = {name: np.asarray(weight.grad) for name, weight in theirs.named_parameters()}
         for name, (path, transposed) in _names(ours).items():
             gradient = np.asarray(ours[path][row])
             np.testing.assert_allclose(
@@ -253,8 +252,8 @@ def test_no_projection_matrix_and_few_gradients_in_memory():
     batch_size, parameters, dimension = 8, 200_000, 1024
     adam = optax.scale_by_adam().init(jnp.zeros(parameters))
     gradients = jnp.zeros((batch_size, parameters))
-    lowered = features.lower(gradients, adam, jax.random.key(0), dimension=dimension)
-    held = lowered.compile().memory_analysis().temp_size_in_bytes
+    compiled: Any = features.lower(gradients, adam, jax.random.key(0), dimension=dimension).compile()
+    held = compiled.memory_analysis().temp_size_in_bytes
     assert held < 3 * gradients.nbytes + 2**24  # their steps, and a piece of the projection
     assert held < 4 * parameters * dimension / 10  # no matrix of the projection
 
@@ -277,7 +276,7 @@ def test_the_parts_are_one_run(tmp_path):
     )
     np.testing.assert_array_equal(flat(found[-1].params), flat(nnx.state(whole, nnx.Param)))
     np.testing.assert_array_equal(flat(nnx.state(model, nnx.Param)), flat(found[-1].params))
-    assert [int(checkpoint.adam.count) for checkpoint in found] == [3, 6, 9]
+    assert [int(np.asarray(checkpoint.adam.count)) for checkpoint in found] == [3, 6, 9]
     np.testing.assert_allclose([c.rate for c in found], RATES.reshape(3, 3).mean(1), rtol=1e-6)
     assert np.abs(flat(found[0].params) - flat(found[1].params)).max() > 1e-4
 

@@ -1,6 +1,7 @@
 """It learns: real sentence splitting and fusion, from the small pretrained T5 of ../shared."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from deft_tsds.training.finetune import finetune, learning_rates, make_optimizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 NANO, POOL = SHARED / "models" / "t5-nano", SHARED / "data" / "edit" / "edit_train_pool.jsonl.gz"
-WIDTHS = {"max_input_tokens": 64, "max_target_tokens": 64}
+WIDTHS: dict[str, Any] = {"max_input_tokens": 64, "max_target_tokens": 64}
 
 pytestmark = [
     pytest.mark.skipif(
@@ -71,6 +72,7 @@ def test_held_out_loss_falls_below_the_copy_unigram_level(texts, tmp_path):
         validation=held_out,
     )
     print(f"copy-unigram {level:.3f}, before {before:.3f}, after {trained.validation_loss:.3f}")
+    assert trained.validation_loss is not None
     assert trained.validation_loss < level, f"copy-unigram {level:.3f}, before {before:.3f}"
     assert trained.validation_loss < 0.9 * before
 

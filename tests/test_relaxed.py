@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from deft_tsds.sampling import inclusion_probabilities
-from deft_tsds.transport.relaxed import relaxed_inclusion, relaxed_sample
+from deft_tsds.transport.relaxed import Law, relaxed_inclusion, relaxed_sample
 
 P = np.array([0.28, 0.22, 0.18, 0.14, 0.1, 0.08])
 N, B = len(P), 2
@@ -23,7 +23,7 @@ LAWS = pytest.mark.parametrize("law", ["pareto", "gumbel"])
 
 
 @partial(jax.jit, static_argnames=("budget", "law", "hard"))
-def draw(p, key, temperature, budget=B, law="pareto", hard=False):
+def draw(p, key, temperature, budget=B, law: Law = "pareto", hard=False):
     return relaxed_sample(p, budget, key=key, temperature=temperature, law=law, hard=hard)
 
 

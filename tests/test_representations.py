@@ -59,7 +59,9 @@ def test_against_scikit_learn_and_loops(found: Inspection) -> None:
     np.testing.assert_allclose(found.anisotropy, cosines[different].mean(), atol=1e-6)
     variances = np.linalg.eigvalsh(np.cov(unit.T))
     np.testing.assert_allclose(found.spread, variances.sum() ** 2 / (variances**2).sum(), rtol=1e-5)
-    np.testing.assert_allclose(found.silhouette, np.mean(silhouette_samples(unit, labels, metric="cosine")), atol=1e-5)
+    np.testing.assert_allclose(
+        found.silhouette, np.asarray(silhouette_samples(unit, labels, metric="cosine")).mean(), atol=1e-5
+    )
     agree = 0
     for row in range(len(x)):
         others = [(-cosines[row, other], other) for other in range(len(x)) if other != row]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +219,12 @@ def test_a_sweep_in_any_order_and_over_several_weights_and_from_spread_to_sparse
         assert abs(info["value"] - other["value"]) <= info["gap"] + other["gap"] + 1e-9
     assert sum(info["steps"] for _, info in swept) < 0.6 * sum(info["steps"] for info in alone)
     # Backwards in the other weight, and a grid of both, where the neighbours are not always near.
-    for several in ({"a": weights[::4]}, {"a": [1.0, 1.0, 5.0, 5.0], "r": [0.1, 1.0, 0.1, 1.0]}, {"r": [0.3]}):
+    grids: list[dict[str, Any]] = [
+        {"a": weights[::4]},
+        {"a": [1.0, 1.0, 5.0, 5.0], "r": [0.1, 1.0, 0.1, 1.0]},
+        {"r": [0.3]},
+    ]
+    for several in grids:
         for i, (_, info) in enumerate(dt.sweep(problem, objective, **several)):
             _, other = dt.solve(problem, objective.with_weights(**{name: several[name][i] for name in several}))
             assert info["converged"]
@@ -287,9 +293,9 @@ def least_by_linear_program(problem, *, align, tv=0.0, kde=0.0, cap=None):
     identity, none, column = np.eye(size), np.zeros((size, 1)), np.ones((size, 1))
     # Variables: gamma, one slack an entry for G_tv, one t for G_kde.
     c = np.concatenate([align * costs.ravel(), np.full(size, tv / 2), [kde]])
-    upper = [np.hstack([sign * identity, -identity, none]) for sign in (1, -1)]
+    upper: list[Any] = [np.hstack([sign * identity, -identity, none]) for sign in (1, -1)]
     upper += [np.hstack([sign * density[:, None] * identity, 0 * identity, -column]) for sign in (1, -1)]
-    limit = [reference, -reference, np.full(size, z), np.full(size, -z)]
+    limit: list[Any] = [reference, -reference, np.full(size, z), np.full(size, -z)]
     if cap is not None:
         upper.append(np.hstack([columns, np.zeros((u, size + 1))]))
         limit.append(np.full(u, cap))
@@ -348,7 +354,8 @@ def test_a_box_of_keys_far_apart_is_sorted_and_summed_in_logarithms():
         ordered, inverse = np.take_along_axis(keys, order, axis=1), np.take_along_axis(inverse, order, axis=1)
         tails = np.asarray(_log_tails(jnp.asarray(ordered), jnp.asarray(inverse)))
     for j in range(37):
-        np.testing.assert_allclose(tails[:, j], logsumexp(ordered[:, j:], axis=1, b=inverse[:, j:]), rtol=1e-12)
+        expected: Any = logsumexp(ordered[:, j:], axis=1, b=inverse[:, j:])
+        np.testing.assert_allclose(tails[:, j], expected, rtol=1e-12)
 
 
 def test_transport_selects_by_an_objective_and_binds_embeddings():

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,9 +93,10 @@ def test_nearest_reads_the_pool_in_blocks(monkeypatch):
 
 
 def test_unknown_metric():
+    wrong: Any = "l1"
     for selector in (Nearest, RoundRobin):
         with pytest.raises(ValueError, match="metric is 'l1': choose one of euclidean, cosine, dot"):
-            selector("l1")
+            selector(wrong)
 
 
 # LESS
@@ -122,10 +124,11 @@ def test_less_over_checkpoints_is_the_weighted_sum_of_cosines():
         parts = (np.sqrt(e) * x / np.linalg.norm(x, axis=1, keepdims=True) for e, x in zip(eta, (a, b), strict=True))
         return np.hstack(list(parts))
 
-    score_N = sum(
+    influences = [
         e * (1 - brute_distances(q, x, "cosine")).mean(axis=0)
         for e, x, q in zip(eta, (first, second), (first_q, second_q), strict=True)
-    )
+    ]
+    score_N = np.sum(influences, axis=0)
     selection = chosen(LESS(), 12, side_by_side(first, second), side_by_side(first_q, second_q))
     np.testing.assert_array_equal(selection.indices, np.sort(np.argsort(-score_N)[:12]))
     np.testing.assert_allclose(selection.scores, score_N[selection.indices], atol=1e-6)
@@ -204,7 +207,7 @@ def test_ngram_counts_refuse():
 
 @pytest.mark.parametrize("buckets", [10_000, 13])
 def test_dsir_weights_against_plain_counting(buckets):
-    pool = Pool(NgramCounts(POOL, buckets=buckets), NgramCounts(TARGET, buckets=buckets))
+    pool = Pool.of(NgramCounts(POOL, buckets=buckets), NgramCounts(TARGET, buckets=buckets))
     expected = plain_log_weights(POOL, TARGET, buckets)
     everything = DSIR()(pool, budget=7, key=KEY)
     np.testing.assert_allclose([r["log_weight"] for r in everything.reasons], expected, rtol=1e-9, atol=1e-9)
@@ -220,7 +223,7 @@ def test_dsir_takes_the_one_text_of_the_target():
     words = np.array([f"word{i}" for i in range(500)])
     texts = [" ".join(rng.choice(words, 20)) for _ in range(1000)]
     texts[0] = "an odd sentence about herons, reeds, and ponds"
-    pool = Pool(NgramCounts(texts), NgramCounts([texts[0]]))
+    pool = Pool.of(NgramCounts(texts), NgramCounts([texts[0]]))
     for seed in range(5):
         assert DSIR()(pool, budget=1, key=jax.random.key(seed)).indices.tolist() == [0]
 

@@ -28,7 +28,7 @@ def model_and_pairs() -> Any:
     from deft_tsds.t5.model import T5, T5Config
     from deft_tsds.training.finetune import Pairs
 
-    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2}
     config = T5Config(**sizes, num_layers=1, num_decoder_layers=1, dropout_rate=0.1, tie_word_embeddings=False)
     model = T5(config, rngs=nnx.Rngs(params=jax.random.key(0)))
     rng = np.random.default_rng(0)

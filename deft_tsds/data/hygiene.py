@@ -190,7 +190,7 @@ class Hygiene:
             again = {row: {"repeats": first} for row, first in repeats.items() if first != row}
             drop("exact duplicates", "repeats an earlier row, case and white space aside", again)
         if self.near == "minhash":
-            found = similar_pairs([texts[row] for row in left], threshold=self.jaccard, key=key)
+            found = similar_pairs([texts[row] for row in left.tolist()], threshold=self.jaccard, key=key)
             rule = (
                 f"near an earlier row: at least {self.jaccard:g} of their character 5-grams are common (a pair at just "
                 f"that is missed with a probability of {found.missed:.2g})"
@@ -282,7 +282,8 @@ def _shared_words(
             for ngram in _runs(words, n) if len(words) >= n else [words] if words else []:
                 known.setdefault(ngram, (name, row))
     because = {}
-    for row in track(left.tolist(), "leakage by words"):
+    rows: list[int] = left.tolist()
+    for row in track(rows, "leakage by words"):
         words = words_of(texts[row])
         for ngram in _runs(words, n) if len(words) >= n else [words]:
             if ngram in known:

@@ -48,13 +48,13 @@ class NgramCounts(Rows):
             columns.append(np.array(row, np.int32))
             ends.append(ends[-1] + len(row))
         flat = np.concatenate(columns)
-        shape = (len(texts), buckets)
-        self.counts_NxF = scipy.sparse.csr_array((np.ones(len(flat), np.float32), flat, ends), shape=shape)
+        self._shape = (len(texts), buckets)
+        self.counts_NxF = scipy.sparse.csr_array((np.ones(len(flat), np.float32), flat, ends), shape=self._shape)
         self.counts_NxF.sum_duplicates()
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.counts_NxF.shape
+        return self._shape
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.counts_NxF[rows].toarray()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +193,7 @@ def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical) -
         else:
             centroids_KxD = jnp.asarray(frame.enter(start_KxD))
         settings = max_iterations, movement, floor, spherical
+        found: tuple[Any, ...]
         if jax.default_backend() == "cpu":
             found = host.lloyd(np.asarray(matrix_NxD)[:n], np.asarray(centroids_KxD), *settings)
         else:

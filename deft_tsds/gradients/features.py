@@ -32,9 +32,9 @@ from jax.sharding import PartitionSpec as P
 
 from deft_tsds.arrays import check_count, normalize_rows
 from deft_tsds.gradients.projection import check_dimension, project
-from deft_tsds.gradients.warmup import Checkpoint, trained_part
+from deft_tsds.gradients.warmup import Checkpoint
 from deft_tsds.t5.model import T5
-from deft_tsds.training.finetune import LossTerms, Pairs
+from deft_tsds.training.finetune import LossTerms, Pairs, trained_part
 from deft_tsds.training.step import summed_loss
 
 Direction = Literal["adam", "gradient"]
@@ -185,7 +185,8 @@ def features(
     def here(gradients_BxP, adam, key):
         directions_BxP = gradients_BxP
         if adam is not None:
-            directions_BxP = jax.vmap(lambda gradient: optax.scale_by_adam().update(gradient, adam)[0])(gradients_BxP)
+            update: Any = optax.scale_by_adam().update
+            directions_BxP = jax.vmap(lambda gradient: update(gradient, adam)[0])(gradients_BxP)
         return project(directions_BxP, key, dimension=dimension)
 
     return _by_rows(here, mesh, "rows", "whole", "whole")(gradients_BxP, adam, key)
@@ -200,5 +201,5 @@ def _by_rows(function: Callable[..., jax.Array], mesh: Mesh | None, *inputs: Lit
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
 
-def _flat_on_host(tree: nnx.State) -> np.ndarray:
+def _flat_on_host(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])

@@ -15,7 +15,7 @@ from flax import nnx
 
 from deft_tsds.t5.model import T5
 from deft_tsds.training.checkpoints import Checkpoints
-from deft_tsds.training.finetune import Pairs, finetune, make_optimizer
+from deft_tsds.training.finetune import Pairs, finetune, make_optimizer, trained_part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,12 +91,6 @@ def warm_up(
         kept.close()
         found.append(Checkpoint(*jax.device_get((params, _adam_state(moments))), rate=float(part.mean())))
     return found
-
-
-def trained_part(model: T5) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The graph, what fine-tuning trains (low-rank factors, or all parameters where there are none), and the rest."""
-    adapted = bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
-    return nnx.split(model, nnx.LoRAParam if adapted else nnx.Param, ...)
 
 
 def _adam_state(moments: optax.OptState) -> optax.ScaleByAdamState:

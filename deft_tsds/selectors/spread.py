@@ -37,7 +37,8 @@ class KCenter:
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """One pass over the pool a row (see `greedy`)."""
-        return greedy_cost(*pool.embeddings_NxD.shape, budget)
+        n, d = pool.embeddings_NxD.shape
+        return greedy_cost(n, d, budget)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         unit_NxD = unit_rows(pool.embeddings_NxD)
@@ -79,7 +80,8 @@ class Diverse:
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """One pass over the pool a row (see `greedy`)."""
-        return greedy_cost(*pool.embeddings_NxD.shape, budget)
+        n, d = pool.embeddings_NxD.shape
+        return greedy_cost(n, d, budget)
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         n = len(pool)

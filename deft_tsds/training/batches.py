@@ -74,7 +74,8 @@ class Pairs:
 
     def names(self, rows: np.ndarray) -> list[str]:
         """How messages call these rows."""
-        return [str(row) if self.ids is None else self.ids[row] for row in rows.tolist()]
+        numbers: list[int] = rows.tolist()
+        return [str(row) if self.ids is None else self.ids[row] for row in numbers]
 
 
 def _to_width(ids_BxS: np.ndarray, width: int, pad_token_id: int) -> np.ndarray:
@@ -158,8 +159,8 @@ class _Steps:
     def __len__(self) -> int:
         return self._stop
 
-    def __getitem__(self, step: int) -> Any:
-        return self._make(step)
+    def __getitem__(self, index: int) -> Any:
+        return self._make(index)
 
 
 def ahead(make: Callable[[int], T], start: int, stop: int) -> Iterator[T]:

@@ -8,6 +8,7 @@ one is under way, so that the device never waits for the host.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def finetune(
     _check([pairs], validation, model, batch_size=batch_size, accumulate=accumulate, devices=devices)
     if (patience is not None or keep_best) and validation is None:
         raise ValueError("patience and keep_best need validation pairs: set train.validation to a number of rows.")
-    graph, params, frozen = _split(model)
+    graph, params, frozen = trained_part(model)
     order_key, dropout_key = jax.random.split(key)
     if mesh is None:
         # The step donates its buffers: those of the caller's model must not be the ones given away.
@@ -150,14 +151,14 @@ def finetune(
         state, how = (params, moments, frozen), {"accumulate": accumulate, "layout": layout}
         return train_step(graph, optimizer, *state, batch, rate, key, terms, **how)
 
-    def validate(params) -> np.ndarray:
+    def validate(params, pairs: Pairs) -> np.ndarray:
         def sums(rows, weights_B):
-            return validation_sums(graph, params, frozen, placed(validation, rows, weights_B))
+            return validation_sums(graph, params, frozen, placed(pairs, rows, weights_B))
 
-        return _mean_loss(validation, batch_size, sums)
+        return _mean_loss(pairs, batch_size, sums)
 
     params, [trained] = train(
-        Programs(feed, step, None if validation is None else validate),
+        Programs(feed, step, None if validation is None else partial(validate, pairs=validation)),
         params,
         moments,
         Plan(
@@ -248,15 +249,15 @@ def finetune_many(
         state = (params, moments, frozen)
         return train_step_many(graph, optimizer, *state, batch, rate, keys_R, terms, accumulate=accumulate, **many)
 
-    def validate(params) -> np.ndarray:
+    def validate(params, pairs: Pairs) -> np.ndarray:
         def sums(rows, weights_B):
-            batch = {**validation.batch(rows), "weights": weights_B}
+            batch = {**pairs.batch(rows), "weights": weights_B}
             return validation_sums_many(graph, params, frozen, batch, **many)
 
-        return _mean_loss(validation, batch_size, sums)
+        return _mean_loss(pairs, batch_size, sums)
 
     params, trained = train(
-        Programs(feed, step, None if validation is None else validate),
+        Programs(feed, step, None if validation is None else partial(validate, pairs=validation)),
         params,
         moments,
         Plan(
@@ -280,7 +281,7 @@ def finetune_many(
 
 def validation_loss(model: T5, pairs: Pairs, *, batch_size: int) -> float:
     """Cross-entropy per target token over all of `pairs`, without dropout."""
-    graph, params, frozen = _split(model)
+    graph, params, frozen = trained_part(model)
 
     def sums(rows, weights_B):
         return validation_sums(graph, params, frozen, {**pairs.batch(rows), "weights": weights_B})
@@ -300,15 +301,16 @@ def _mean_loss(pairs: Pairs, batch_size: int, sums: Callable[[np.ndarray, np.nda
     return total / weight
 
 
-def _split(model: T5) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def trained_part(model: T5) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The graph, what is trained (low-rank factors, or all parameters where there are none), and the rest."""
     adapted = bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
-    return nnx.split(model, nnx.LoRAParam if adapted else nnx.Param, ...)
+    graph, params, frozen = nnx.split(model, nnx.LoRAParam if adapted else nnx.Param, ...)
+    return graph, params, frozen
 
 
 def _stack(models: Sequence[T5]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The graph, what is not trained, and what is, stacked along a new first axis."""
-    graphs, states, rest = zip(*map(_split, models), strict=True)
+    graphs, states, rest = zip(*map(trained_part, models), strict=True)
     for run in range(1, len(models)):
         if graphs[run] != graphs[0]:
             raise ValueError(f"finetune_many: model {run} is not of the shape of model 0.")

@@ -43,7 +43,7 @@ RULES: Rules = (
 )
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, *, shards: int | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, *, shards: int | None = None) -> Mesh:
     """A mesh [devices / shards, shards] of all devices, of every process, in JAX's order.
 
     Args:

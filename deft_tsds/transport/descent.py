@@ -65,6 +65,10 @@ class Found(NamedTuple):
     violation: jax.Array
 
 
+_Point = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""log r, r, value of the smooth terms, their slopes, value of all: the first five fields of a `_State`."""
+
+
 class _State(NamedTuple):
     log_r: jax.Array
     r: jax.Array
@@ -147,7 +151,7 @@ def descend(
 
         kept = (state.log_r, state.r, state.smooth, state.slopes, state.value)
         found = (log_x, x, smooth_x, slopes_x, value_x)
-        point = jax.tree.map(partial(jnp.where, taken), found, kept)
+        point: _Point = jax.tree.map(partial(jnp.where, taken), found, kept)
         behind = jnp.where(taken, state.log_y, state.log_r)
         run = jnp.where(taken & (excess > noise) & region.momentum, state.run + 1, 0)
         log_y, multipliers, bound = propose(*point, new_step, state.multipliers)
@@ -164,7 +168,7 @@ def descend(
     spread = jnp.dot(weights_M, jnp.max(slopes, axis=1) - jnp.min(slopes, axis=1))
     own_step = 1 / jnp.where(spread > 0, spread, 1)
     longest = _LONGEST * own_step
-    point = (log_r, r, smooth_r, slopes, value)
+    point: _Point = (log_r, r, smooth_r, slopes, value)
     first_step = jnp.where(start.step > 0, jnp.minimum(start.step, longest), own_step)
     log_y, multipliers, bound = propose(*point, first_step, multipliers)
     none = jnp.array(0)

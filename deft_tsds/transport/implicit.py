@@ -167,7 +167,7 @@ def _newton_step(
     length_M = jnp.sqrt(jnp.sum(mass_MxK, axis=1))
     length_M = jnp.where(length_M > 0, length_M, 1)
     unit_MxK = root_MxK / length_M[:, None]
-    exact = 16 * jnp.finfo(mass_MxK.dtype).eps, _MOST_PRODUCTS
+    exact = 16 * float(jnp.finfo(mass_MxK.dtype).eps), _MOST_PRODUCTS
     tolerance, most = exact if certain else (_SEARCH_TOLERANCE, _SEARCH_PRODUCTS)
 
     def tangent(y):

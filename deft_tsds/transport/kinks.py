@@ -217,7 +217,7 @@ def _log_tails(keys_MxK: jax.Array, inverse_MxK: jax.Array) -> jax.Array:
     return keys_MxK + jnp.log(tails_KxM.T)
 
 
-def _entry(values: jax.Array, columns: jax.Array) -> jax.Array:
+def _entry(values: jax.Array, columns: jax.Array | int) -> jax.Array:
     """One entry of each row."""
     return jnp.take_along_axis(values, jnp.broadcast_to(columns, values.shape[:1])[:, None], axis=1)[:, 0]
 
