@@ -121,6 +121,21 @@ def test_every_format_gives_the_rows_as_written(kind: str, tmp_path: Path) -> No
     assert examples.groups == tuple(row["task"] for row in ROWS)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_byte_order_marks_and_line_breaks_of_spreadsheets(name: str, tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbfid,input,target\r\n1,"two\r\nlines",\xc3\xa9\r\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    examples = read_examples(tmp_path / name)
+    assert (examples.ids, examples.inputs, examples.targets) == (("1",), ("two\nlines",), ("é",))
+
+
+def test_a_compressed_file_under_another_locale_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = write_as("jsonl.gz", tmp_path)
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ISO-8859-1")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: .* is ISO-8859-1, not UTF-8\. Set PYTHONUTF8=1"):
+        read_examples(source, **FIELDS)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
 def test_a_changed_file_is_read_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = write_as(kind, tmp_path)

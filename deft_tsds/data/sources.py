@@ -1,15 +1,10 @@
-"""Rows of any source, one after another, each with the place where it stands.
+"""Rows of any source, one after another, each with the place where it stands. Hugging Face `datasets` reads them all.
 
-Parquet files, saved folders and hub names, which carry their types, go through Hugging Face `datasets`. Text files are
-parsed by the standard library, because `datasets` 5.2 changes them:
-
-- jsonl and json: its JSON builder turns the text "2020-01-01" into a date, 2**70 into 1.18e21, and an absent field into
-  null; declared features repair that only where all fields of the file are known beforehand. Its text builder, with
-  `json.loads` a line, decodes .gz files by the locale, whatever `encoding` says ("é" became "Ã©" under ISO-8859-1),
-  loses the line of a byte that is not UTF-8 and of a gzip file that breaks off, and takes 3 to 5 s with its imports
-  where this file takes 0.3 s (27,638 rows).
-- csv: its CSV builder turns the id "007" into 7; with all fields declared as text it still fills a short row with ""
-  and, where every row has one value too many, drops the first and shifts the rest, both without a word.
+Parquet files, saved folders and hub names carry their types. Text files do not, and the JSON and CSV builders of
+`datasets` 5.2 guess them: the text "2020-01-01" becomes a date, the id "007" the number 7, 2**70 is 1.18e21, a field
+that is absent is null, a CSV row that is too short is filled with "" and, where every row has one value too many, the
+last is dropped. So text files are read by its text builder, which gives their lines, and the lines are parsed here as
+what they say. Line breaks within a quoted CSV text come out as "\n", whichever they were.
 """
 
 from __future__ import annotations
@@ -19,13 +14,14 @@ import difflib
 import glob
 import gzip
 import json
+import locale
 import sys
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, NoReturn
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 """The files that `read_rows` reads."""
@@ -73,33 +69,57 @@ def _near_files(path: Path) -> str:
 
 
 def _text_file_rows(path: Path, kind: str, name: str) -> Iterator[Row]:
+    lines = _lines(path, f"{name}: {path}")
+    if kind == ".csv":
+        yield from _csv_rows(lines, f"{name}: {path}")
+    elif kind == ".json":
+        yield from _json_rows(lines, f"{name}: {path}")
+    else:
+        yield from _jsonl_rows(enumerate(lines, start=1), f"{name}: {path}")
+
+
+def _lines(path: Path, source: str) -> Iterator[str]:
+    import datasets
+
     compressed = path.name.lower().endswith(".gz")
-    with gzip.open(path, "rb") if compressed else path.open("rb") as file:
-        lines = _decoded_lines(cast(BinaryIO, file), f"{name}: {path}")
-        if kind == ".csv":
-            yield from _csv_rows(lines, f"{name}: {path}")
-        elif kind == ".json":
-            yield from _json_rows(lines, f"{name}: {path}")
-        else:
-            yield from _jsonl_rows(enumerate(lines, start=1), f"{name}: {path}")
+    if compressed and locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
+        raise ValueError(
+            f"{source}: `datasets` reads .gz files in the encoding of the locale, and that is "
+            f"{locale.getpreferredencoding(False)}, not UTF-8. Set PYTHONUTF8=1, or unpack the file."
+        )
+    try:
+        with tempfile.TemporaryDirectory() as cache:  # streaming reads the file itself; the cache gets only lock files
+            for number, row in enumerate(
+                datasets.load_dataset(
+                    "text",
+                    data_files=glob.escape(str(path)),
+                    split="train",
+                    streaming=True,
+                    keep_linebreaks=True,
+                    encoding="utf-8-sig",
+                    cache_dir=cache,
+                )
+            ):
+                yield row["text"] if number else row["text"].removeprefix("\ufeff")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        _raise_where_it_breaks(path, compressed, source, error)
 
 
-def _decoded_lines(file: BinaryIO, source: str) -> Iterator[str]:
-    # Splitting bytes at "\n" only: str.splitlines would also split at U+2028, which JSON texts may hold.
+def _raise_where_it_breaks(path: Path, compressed: bool, source: str, error: Exception) -> NoReturn:
+    """Say on which line: `datasets` reads millions of characters at once, so that its own error cannot."""
     number = 0
     try:
-        for number, line in enumerate(file, start=1):
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}, line {number}: not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
-    except EOFError as error:
-        raise ValueError(
-            f"{source}: the gzip file breaks off after line {number}. Copy or download it again."
-        ) from error
-    except (OSError, zlib.error) as error:
-        raise ValueError(
-            f"{source}: cannot be read after line {number} ({error}). Copy or download it again."
-        ) from error
+        with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+            for line in file:
+                number += 1
+                line.decode()
+    except UnicodeDecodeError as byte:
+        raise ValueError(f"{source}, line {number}: not UTF-8 ({byte.reason}). Convert the file to UTF-8.") from byte
+    except EOFError as end:
+        raise ValueError(f"{source}: the gzip file breaks off after line {number}. Copy or download it again.") from end
+    except (OSError, zlib.error) as failure:
+        error = failure
+    raise ValueError(f"{source}: cannot be read after line {number} ({error}). Copy or download it again.") from error
 
 
 def _jsonl_rows(numbered_lines: Iterable[tuple[int, str]], source: str) -> Iterator[Row]:
