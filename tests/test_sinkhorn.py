@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 from scipy.special import logsumexp
 
 import deft_tsds as dt
@@ -34,8 +35,8 @@ def objective(cost, epsilon):
     )
 
 
-def plain(problem, cost, epsilon, limit_U, iterations):
-    """Sinkhorn in logarithms, one candidate and one query after another."""
+def plain(problem, cost, epsilon, limit_U, iterations, highest=np.inf):
+    """Sinkhorn in logarithms, all candidates and all queries in turn; under caps no potential g is above 0."""
     m, u = len(problem.costs_MxK), len(limit_U)
     logits = np.full((m, u), -np.inf)
     np.put_along_axis(logits, problem.index_MxK, -cost / epsilon * problem.costs_MxK.astype(np.float64), axis=1)
@@ -44,6 +45,7 @@ def plain(problem, cost, epsilon, limit_U, iterations):
     with np.errstate(divide="ignore"):
         for _ in range(iterations):
             g[wanted] = np.log(limit_U[wanted]) - logsumexp(logits[:, wanted] + f[:, None], axis=0)
+            g = np.minimum(g, highest)
             f = np.log(problem.query_weights_M) - logsumexp(logits[:, wanted] + g[wanted], axis=1)
     dense = np.where(wanted, np.exp(logits + f[:, None] + g), 0)
     return np.take_along_axis(dense, problem.index_MxK, axis=1)
@@ -57,6 +59,44 @@ def test_plan_is_that_of_plain_sinkhorn(cost, epsilon):
     np.testing.assert_allclose(plan.weights_U, LIMIT_U, atol=1e-9)
     np.testing.assert_allclose(plan.mass_MxK.sum(axis=1), PROBLEM.query_weights_M, rtol=1e-12)
     assert info["value"] == pytest.approx(sum(info["parts"].values()), rel=1e-12)
+
+
+@pytest.mark.parametrize(("cost", "epsilon"), [(1.0, 0.3), (0.5, 2.0), (-0.5, 0.3), (1.0, 0.05)])
+@pytest.mark.parametrize("cap", [0.09, 0.12, 0.3, 1.0])
+def test_capped_plan_is_that_of_plain_sinkhorn(cost, epsilon, cap):
+    plan, info = dt.solve(PROBLEM, objective(cost, epsilon), cap=cap, tolerance=1e-9)
+    assert info["converged"]
+    expected = plain(PROBLEM, cost, epsilon, np.full(U, cap), 2000, highest=0.0)
+    np.testing.assert_allclose(plan.mass_MxK, expected, atol=1e-8)
+    assert plan.weights_U.max() <= cap + 1e-9
+    free, _ = dt.solve(PROBLEM, objective(cost, epsilon), tolerance=1e-9)
+    assert (info["value"] > free.info["value"] + 1e-6) == (free.weights_U.max() > cap)
+
+
+def test_capped_plan_is_that_of_the_descent(monkeypatch):
+    plan, _ = dt.solve(PROBLEM, objective(1.0, 0.3), cap=0.1, tolerance=1e-8)
+    monkeypatch.setattr(sinkhorn, "_DENSER", 1)
+    descended, info = dt.solve(PROBLEM, objective(1.0, 0.3), cap=0.1, tolerance=1e-8)
+    assert info["converged"]
+    np.testing.assert_allclose(descended.mass_MxK, plan.mass_MxK, atol=1e-6)
+
+
+def test_as_the_entropy_falls_a_capped_plan_costs_what_the_linear_program_does():
+    m, k = PROBLEM.costs_MxK.shape
+    columns = np.zeros((U, m * k))
+    columns[PROBLEM.index_MxK.ravel(), np.arange(m * k)] = 1
+    costs = PROBLEM.costs_MxK.astype(np.float64).ravel()
+    best = linprog(
+        costs,
+        A_ub=columns,
+        b_ub=np.full(U, 0.1),
+        A_eq=np.repeat(np.eye(m), k, axis=1),
+        b_eq=PROBLEM.query_weights_M,
+    )
+    _, info = dt.solve(PROBLEM, objective(1.0, 2e-4), cap=0.1, tolerance=1e-7)
+    assert info["converged"]
+    assert best.fun <= info["parts"]["a"] + 1e-9
+    assert info["parts"]["a"] == pytest.approx(best.fun, rel=1e-4)
 
 
 def test_a_kernel_that_underflows_is_done_in_logarithms():

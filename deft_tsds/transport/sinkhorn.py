@@ -1,11 +1,12 @@
-"""Entropic transport to a given marginal: the iterations of Sinkhorn, by ott-jax.
+"""Entropic transport to a given marginal, or under caps: the iterations of Sinkhorn, by ott-jax.
 
-    min over gamma >= 0   sum_ij gamma_ij (c d_ij + eps log r_ij),    sum_j gamma_ij = w_i,   sum_i gamma_ij = q_j
+    min over gamma >= 0   sum_ij gamma_ij (c d_ij + eps log r_ij),    sum_j gamma_ij = w_i,   sum_i gamma_ij = p_j,
+    where all p_j = q_j, or all p_j <= q_j
 
-With both marginals given, the entropy of the rows and the divergence from the product of the marginals differ by a
-constant (Cuturi, 2013), so that the optimum is r_ij = v_j exp(-c d_ij / eps) / sum_k v_k exp(-c d_ik / eps) for some
-v. Whatever v is, the rows are exact, the slope of the objective at r_ij is eps log v_j but for a constant a row, and
-weak duality for the prices -eps log v_j leaves a gap of
+The optimum is r_ij = v_j exp(-c d_ij / eps) / sum_k v_k exp(-c d_ik / eps) for some v (Cuturi, 2013), all v_j <= 1
+under caps, which are Sinkhorn's iterations with each v_j cut off at 1 (Peyre, "Entropic approximation of Wasserstein
+gradient flows", 2015, section 5). Whatever v is, the rows are exact, the slope of the objective at r_ij is eps log v_j
+but for a constant a row, and weak duality for the prices -eps log v_j leaves a gap of
 
     eps sum_j (p_j - q_j) log v_j
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from ott.geometry.geometry import Geometry
 from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
-from ott.solvers.linear.sinkhorn import Sinkhorn
+from ott.solvers.linear.sinkhorn import Sinkhorn, SinkhornState
 
 from deft_tsds.transport import terms
 from deft_tsds.transport.descent import Found, allowance
@@ -67,14 +68,17 @@ def sinkhorn(
     scale: float,
     tolerance: float,
     max_iterations: int,
+    *,
+    at_most: bool,
 ) -> Found:
-    """Find the plan to a relative gap and a sum of |p_j - q_j| within the tolerance, or in so many steps at most.
+    """Find the plan to a relative gap and a violation of the limits within the tolerance, or in so many steps at most.
 
     Args:
         problem: in float64.
         weights: c and eps.
-        limit_U: q, summing to 1.
+        limit_U: q, summing to 1, or to 1 at least where p_j may be below it.
         scale, tolerance, max_iterations: as in `descend`; a step is ten iterations.
+        at_most: whether p_j may be below q_j.
     """
     scaled_MxK = _scaled(problem, weights)
     threshold, count = tolerance / 10, 0
@@ -84,13 +88,15 @@ def sinkhorn(
     while True:
         most = min(_ROUND, ITERATIONS * (max_iterations - count))
         at = problem.query_weights_M, limit_U, log_u_M, threshold
-        log_u_M, log_v_U, within, iterations, largest = _iterate(dense_MxU, *at, lse_mode=lse_mode, most=most)
+        log_u_M, log_v_U, within, iterations, largest = _iterate(
+            dense_MxU, *at, at_most=at_most, lse_mode=lse_mode, most=most
+        )
         count += int(iterations) // ITERATIONS
         if not (lse_mode or largest <= _LARGEST_LOG):  # or it is NaN
             lse_mode, log_u_M = True, at[2]
             dense_MxU = _dense(problem, scaled_MxK, lse_mode)
             continue
-        found = _certified(problem, weights, limit_U, scaled_MxK, log_v_U, count)
+        found = _certified(problem, weights, limit_U, scaled_MxK, log_v_U, count, at_most=at_most)
         allowed = allowance(found.value, scale, tolerance)
         good = abs(found.value - found.bound) <= allowed and found.violation <= tolerance
         if good or count >= max_iterations or threshold <= _LEAST_ERROR:
@@ -123,14 +129,48 @@ class _Kernel(Geometry):
         return self.kernel_matrix @ vec if axis == 1 else vec @ self.kernel_matrix
 
 
-@partial(jax.jit, static_argnames=("lse_mode", "most"))
-def _iterate(dense_MxU, weights_M, limit_U, log_u_M, threshold, *, lse_mode: bool, most: int):
+class _CappedState(SinkhornState):
+    """ott's own error takes every limit for a marginal."""
+
+    def solution_error(self, ot_prob, norm_error, *, lse_mode, **_):
+        u_or_f, v_or_g = self.potentials
+        marginal = ot_prob.geom.marginal_from_potentials if lse_mode else ot_prob.geom.marginal_from_scalings
+        return jnp.sum(_beyond(marginal(u_or_f, v_or_g, axis=0), ot_prob.b, v_or_g < (0 if lse_mode else 1)))[None]
+
+
+@jax.tree_util.register_pytree_node_class
+class _Capped(Sinkhorn):
+    """p_j at most b_j: no potential of a candidate is above 0, no scaling above 1."""
+
+    def init_state(self, ot_prob, init):
+        return _CappedState(*super().init_state(ot_prob, init))
+
+    def lse_step(self, ot_prob, state, iteration):
+        weight, (f, g), update = self.momentum.weight(state, iteration), state.potentials, ot_prob.geom.update_potential
+        g = jnp.minimum(self.momentum(weight, g, update(f, g, jnp.log(ot_prob.b), iteration, axis=0)), 0)
+        f = self.momentum(weight, f, update(f, g, jnp.log(ot_prob.a), iteration, axis=1))
+        return state.set(potentials=(f, g))
+
+    def kernel_step(self, ot_prob, state, iteration):
+        weight, (u, v), update = self.momentum.weight(state, iteration), state.potentials, ot_prob.geom.update_scaling
+        v = jnp.minimum(self.momentum(weight, v, update(u, ot_prob.b, iteration, axis=0), False), 1)
+        u = self.momentum(weight, u, update(v, ot_prob.a, iteration, axis=1), False)
+        return state.set(potentials=(u, v))
+
+
+def _beyond(p_U, limit_U, bound_U):
+    """How far p_j is from its limit; where none holds it there (v_j = 1), only by how much it is above."""
+    return jnp.where(bound_U, jnp.abs(p_U - limit_U), jnp.maximum(p_U - limit_U, 0))
+
+
+@partial(jax.jit, static_argnames=("at_most", "lse_mode", "most"))
+def _iterate(dense_MxU, weights_M, limit_U, log_u_M, threshold, *, at_most: bool, lse_mode: bool, most: int):
     """log u and log v after up to `most` iterations, whether they are within the threshold, and the largest."""
     if lse_mode:
         geometry, start_M = Geometry(cost_matrix=dense_MxU, epsilon=1.0), log_u_M
     else:
         geometry, start_M = _Kernel(kernel_matrix=dense_MxU, epsilon=1.0), jnp.exp(log_u_M)
-    solver = Sinkhorn(
+    solver = (_Capped if at_most else Sinkhorn)(
         lse_mode=lse_mode,
         threshold=threshold,
         inner_iterations=ITERATIONS,
@@ -142,8 +182,8 @@ def _iterate(dense_MxU, weights_M, limit_U, log_u_M, threshold, *, lse_mode: boo
     return found.f, found.g, found.converged, found.n_iters, jnp.max(jnp.abs(logs))
 
 
-@jax.jit
-def _certified(problem: Problem, weights: Entropic, limit_U, scaled_MxK, log_v_U, count) -> Found:
+@partial(jax.jit, static_argnames="at_most")
+def _certified(problem: Problem, weights: Entropic, limit_U, scaled_MxK, log_v_U, count, *, at_most: bool) -> Found:
     """The plan of log v, its value and its gap."""
     # Candidates that shall have no mass get none that a number shows, and a price that is one.
     least = jnp.min(jnp.where(limit_U > 0, log_v_U, jnp.inf)) - _FAR_BELOW
@@ -154,4 +194,5 @@ def _certified(problem: Problem, weights: Entropic, limit_U, scaled_MxK, log_v_U
     value = jnp.sum(mass_MxK * (weights.cost * problem.costs_MxK + weights.entropy * log_r_MxK))
     off_U = terms.over_candidates(mass_MxK, problem) - limit_U
     gap = weights.entropy * jnp.dot(off_U, log_v_U)
-    return Found(log_r_MxK, value, value - gap, jnp.zeros(()), count, jnp.sum(jnp.abs(off_U)))
+    violation = jnp.sum(jnp.maximum(off_U, 0) if at_most else jnp.abs(off_U))
+    return Found(log_r_MxK, value, value - gap, jnp.zeros(()), count, violation)

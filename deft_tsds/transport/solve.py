@@ -4,8 +4,8 @@
 
 Smooth terms are differentiated; kinked ones (`terms.KINKED`), a cap and a given marginal are regions, whose proximal
 maps are exact (`deft_tsds.transport.projections`, `deft_tsds.transport.kinks`). The method and the certificate are in
-`deft_tsds.transport.descent`. Transport cost and entropy with a given marginal are Sinkhorn's problem, and are given to
-ott-jax (`deft_tsds.transport.sinkhorn`).
+`deft_tsds.transport.descent`. Transport cost and entropy with a cap or a given marginal are Sinkhorn's problem, and are
+given to ott-jax (`deft_tsds.transport.sinkhorn`).
 
 All of it is one float64 program: a relative gap of 1e-4 is a difference of sums over M K entries that agree to four
 figures more than that, which float32 does not have.
@@ -55,10 +55,10 @@ def solve(
         tolerance: the gap to reach, relative to the value (to a thousandth of the value at the start, where the value
             itself comes closer to zero than that).
         max_iterations: how many steps to try at most.
-        cap: the most that any p_j may be, such as 1/B: then B rows drawn without repeats can follow p.
-        marginal: [N], what every p_j has to be; summing to 1, and 0 beyond the shortlist. With transport cost and
-            entropy alone this is Sinkhorn, at 16 M U bytes (or, where U is over 16 K, the descent); a step is then
-            ten of its iterations.
+        cap: the most that any p_j may be, such as 1/B: then B rows drawn without repeats can follow p. With transport
+            cost and entropy alone, cap and marginal are Sinkhorn, at 16 M U bytes (or, where U is over 16 K, the
+            descent); a step is then ten of its iterations.
+        marginal: [N], what every p_j has to be; summing to 1, and 0 beyond the shortlist.
 
     Returns:
         Plan in float64, and its info, which holds
@@ -181,12 +181,13 @@ def _as_float64(leaf: Any) -> jax.Array:
 
 def _find(problem: Problem, objective: Objective, limit: Any, scale: float, tolerance: float, most: int) -> Found:
     """Sinkhorn where the objective is what that minimises, else the descent."""
-    if limit is not None and not limit[1]:
+    if limit is not None:
         from deft_tsds.transport.sinkhorn import Entropic, sinkhorn  # here, because ott takes seconds to import
 
         weights = Entropic.of(objective, problem)
         if weights is not None:
-            return sinkhorn(problem, weights, limit[0], scale, tolerance, most)
+            limit_U, at_most = limit
+            return sinkhorn(problem, weights, limit_U, scale, tolerance, most, at_most=bool(at_most))
     return descend(problem, *_split(problem, objective, limit), even_start(problem), scale, tolerance, most)
 
 
