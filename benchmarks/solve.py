@@ -40,8 +40,10 @@ class Settings:
     """For "rt"."""
     weights: int = 64
     """Points of the sweep, at M = 200 and K = 1,000."""
-    calls: int = 2
+    calls: int = 4
     """How often each solve is run; the best counts."""
+    lanes: int = 1
+    """Weights that the sweep solves side by side."""
     epsilon: float = 0.02
     """Weight of the entropy, for "pot"; random costs are between 0 and 1, distances between 0 and 2."""
 
@@ -99,7 +101,7 @@ def time_sweep(settings: Settings) -> None:
 
     rows = []
     for name, call in (
-        ("sweep", lambda: dt.sweep(problem, objective, kde=weights)),
+        ("sweep", lambda: dt.sweep(problem, objective, lanes=settings.lanes, kde=weights)),
         ("separate solves", separate),
     ):
         first, best, answers = timed(call, settings.calls)

@@ -184,7 +184,8 @@ def test_other_weights_and_tolerances_do_not_compile_again():
 
 
 @pytest.mark.parametrize("kink", [None, "kde"])
-def test_a_sweep_is_its_separate_solves_in_one_compilation(kink):
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_sweep_is_its_separate_solves_in_one_compilation(kink, lanes):
     traced = []
 
     def counted(plan, problem):
@@ -196,10 +197,10 @@ def test_a_sweep_is_its_separate_solves_in_one_compilation(kink):
     if kink:
         objective = dt.Objective.of(a=(1.0, dt.terms.transport_cost), mine=(0.5, counted), far=(0.5, KINKS[kink]))
     weights = [0.01, 0.1, 1.0, 10.0]
-    swept = dt.sweep(problem, objective, mine=weights)
+    swept = dt.sweep(problem, objective, lanes=lanes, mine=weights)
     first = len(traced)
     traced.clear()
-    dt.sweep(problem, objective, mine=[0.02, 0.2, 2.0, 20.0])
+    dt.sweep(problem, objective, lanes=lanes, mine=[0.02, 0.2, 2.0, 20.0])
     assert len(traced) < first
     for weight, (_, info) in zip(weights, swept, strict=True):
         _, alone = dt.solve(problem, objective.with_weights(mine=weight))
@@ -334,6 +335,8 @@ def test_bad_sweeps():
         dt.sweep(build(0), objective)
     with pytest.raises(ValueError, match="give vectors of one length"):
         dt.sweep(build(0), objective, a=[1.0, 2.0], b=[1.0])
+    with pytest.raises(ValueError, match="lanes is 0"):
+        dt.sweep(build(0), objective, lanes=0, a=[1.0, 2.0])
 
 
 def test_two_kinks_of_one_function_are_one_of_both_weights():

@@ -41,11 +41,11 @@ class SideBySide:
         count = len(self._selectors)
         m, k = np.shape(self._problem.costs_MxK)
         most = max(1, _ENTRIES // (m * k)) if self._selectors[0].cap is None else 1  # sweep knows no caps
-        lanes = math.ceil(count / math.ceil(count / most))
-        start = place - place % lanes
+        size = math.ceil(count / math.ceil(count / most))
+        start = place - place % size
         mark = (start, left_out.tobytes())
         if self._last[0] != mark:
-            together = self._selectors[start : start + lanes]
+            together = self._selectors[start : start + size]
             self._last = (mark, self._solve(self._without(left_out), together))
         return self._last[1][place - start]
 
@@ -65,7 +65,9 @@ class SideBySide:
                 return [solve(problem, objective, cap=first.cap, **effort)]
             points = [each.objective.weights for each in together]
             weights: dict[str, Any] = {name: [point[name] for point in points] for name in objective.weights}
-            return sweep(problem, objective, **effort, **weights)
+            # By one vmap where there is room for it, one after another where they would wait for each other's memory.
+            lanes = 1 if jax.default_backend() == "cpu" else len(together)
+            return sweep(problem, objective, lanes=lanes, **effort, **weights)
 
     @cached_property
     def _problem(self) -> Problem:
