@@ -306,17 +306,19 @@ def least_by_linear_program(problem, *, align, tv=0.0, kde=0.0, cap=None):
     return found.fun
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("case", "certified"),
+    "case",
     [
-        ({"kde": 0.5, "cap": 0.2}, True),
-        ({"tv": 0.5, "cap": 0.2}, True),
-        ({"tv": 0.3, "kde": 0.5}, False),
-        ({"tv": 0.3, "kde": 0.5, "cap": 0.2}, False),
+        {"kde": 0.5, "cap": 0.2},
+        {"tv": 0.5, "cap": 0.2},
+        {"tv": 0.3, "kde": 0.5},
+        {"tv": 0.5, "kde": 0.05},
+        {"tv": 0.3, "kde": 0.5, "cap": 0.2},
     ],
 )
-def test_several_kinks_and_limits_at_once_are_bracketed_around_the_linear_program(case, certified):
-    problem = build(1)
+def test_several_kinks_and_limits_at_once_are_proven_to_be_near_the_linear_program(case, seed):
+    problem = build(seed)
     chosen = {"align": (0.5, dt.terms.transport_cost)}
     chosen |= {name: (case[name], KINKS[name]) for name in KINKS if name in case}
     with warnings.catch_warnings(record=True):
@@ -325,7 +327,7 @@ def test_several_kinks_and_limits_at_once_are_bracketed_around_the_linear_progra
     best = least_by_linear_program(problem, align=0.5, **case)
     assert info["value"] - info["gap"] <= best * (1 + 1e-7)
     assert best * (1 - 1e-7) <= info["value"] <= best * (1 + 1e-4)
-    assert info["converged"] or not certified
+    assert info["converged"]
     assert plan.weights_U.max() <= case.get("cap", 1.0) + 1e-4
 
 

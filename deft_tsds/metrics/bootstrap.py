@@ -86,22 +86,17 @@ def resampled_scores(
     Raises:
         ValueError: wrong rank, no example, arms with different numbers of examples, fewer than one resample.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}: at least 1 is needed, and 1000 for a 95% interval.")
-    runs = [_runs(statistics) for statistics in arms]
-    counts_of_examples = {arm_runs.shape[1] for arm_runs in runs}
-    if len(counts_of_examples) != 1:
-        raise ValueError(
-            f"the arms have {sorted(counts_of_examples)} test examples: "
-            "a paired difference needs the same test examples in the same order."
-        )
-    rng = np.random.default_rng(seed)
+    runs, rng = _together(arms, resamples), np.random.default_rng(seed)
     seeds = [rng.integers(len(arm_runs), size=(resamples, len(arm_runs))) for arm_runs in runs]
-    scores = [np.empty(resamples) for _ in runs]
-    for block, counts in _draws(rng, counts_of_examples.pop(), resamples):
-        for arm_scores, arm_runs, arm_seeds in zip(scores, runs, seeds, strict=True):
-            arm_scores[block] = _resampled(metric, arm_runs, arm_seeds[block], counts)
-    return scores
+    scores = _scores(metric, runs, resamples, rng)
+    return [np.take_along_axis(of_arm, drawn, axis=1).mean(1) for of_arm, drawn in zip(scores, seeds, strict=True)]
+
+
+def resampled_runs(
+    metric: Metric, arms: Sequence[np.ndarray], *, resamples: int = 1000, seed: int | Sequence[int]
+) -> list[np.ndarray]:
+    """As `resampled_scores`, but of each run by itself, float64 [R, S] for each arm: test examples alone are drawn."""
+    return _scores(metric, _together(arms, resamples), resamples, np.random.default_rng(seed))
 
 
 def interval(value: float, draws: np.ndarray, level: float) -> Interval:
@@ -128,6 +123,27 @@ def _runs(statistics: np.ndarray) -> np.ndarray:
     return runs
 
 
+def _together(arms: Sequence[np.ndarray], resamples: int) -> list[np.ndarray]:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}: at least 1 is needed, and 1000 for a 95% interval.")
+    runs = [_runs(statistics) for statistics in arms]
+    counts_of_examples = {arm_runs.shape[1] for arm_runs in runs}
+    if len(counts_of_examples) != 1:
+        raise ValueError(
+            f"the arms have {sorted(counts_of_examples)} test examples: "
+            "a paired difference needs the same test examples in the same order."
+        )
+    return runs
+
+
+def _scores(metric: Metric, runs: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    scores = [np.empty((resamples, len(arm_runs))) for arm_runs in runs]
+    for block, counts in _draws(rng, runs[0].shape[1], resamples):
+        for arm_scores, arm_runs in zip(scores, runs, strict=True):
+            arm_scores[block] = metric.score(np.einsum("rn,kns->rks", counts, arm_runs, optimize=True))
+    return scores
+
+
 def _value(metric: Metric, statistics: np.ndarray) -> float:
     return float(metric.score(_runs(statistics).sum(1)).mean())
 
@@ -141,9 +157,3 @@ def _draws(rng: np.random.Generator, num_examples: int, resamples: int) -> Itera
         offsets = np.arange(stop - start)[:, None] * num_examples
         counts = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
         yield slice(start, stop), counts.astype(np.float64)
-
-
-def _resampled(metric: Metric, runs: np.ndarray, seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Scores of a block of resamples: the mean over each resample's seeds."""
-    scores_RxS = metric.score(np.einsum("rn,kns->rks", counts, runs, optimize=True))
-    return np.take_along_axis(scores_RxS, seeds, axis=1).mean(1)

@@ -32,7 +32,8 @@ from deft_tsds.runs import Stage, console, plain, read_json, stage_key, track, w
 from deft_tsds.sampling import sample
 from deft_tsds.selection import select
 from deft_tsds.studies.side_by_side import SideBySide
-from deft_tsds.studies.variants import Shelf, Variant, compare, variants
+from deft_tsds.studies.statistics import compare
+from deft_tsds.studies.variants import Shelf, Variant, variants
 from deft_tsds.transport.objective import Objective
 
 Until = Literal["select", "table"]

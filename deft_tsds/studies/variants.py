@@ -1,4 +1,4 @@
-"""What a study is made of: variants of one experiment, a shelf for their stages, and statistics over seeds.
+"""What a study is made of: variants of one experiment, and a shelf for their stages.
 
 A variant is the experiment with some fields set to other values. All variants of a study keep their stages in one run
 folder, each stage under the fingerprint of what it was asked for: what two variants have in common is done once, what
@@ -14,9 +14,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from deft_tsds.config import Experiment, override
 from deft_tsds.runs import Run, Stage, plain, read_json
@@ -170,104 +168,3 @@ class Shelf(Run):
             return super().do(name, work, settings=settings, upstream=upstream)
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
         return super().do(f"{self.room}/{name}/{digest}", work, settings=settings, upstream=upstream)
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its interval, and the p-value of the hypothesis that it is 0; None where one seed was run."""
-
-    value: float
-    low: float | None
-    high: float | None
-    p: float | None
-
-
-def estimate(values: Sequence[float], *, level: float, resplit: float = 0.0) -> Estimate:
-    """The mean of values from several seeds with Student's interval. For a paired difference, give the differences.
-
-    Args:
-        values: one value a seed, [S].
-        level: coverage asked for, in (0, 1).
-        resplit: where each seed leaves out another random part of the same data: the part left out over the part kept.
-            Such values are not independent, and the variance of their mean is taken as (1/S + resplit) s^2 instead of
-            s^2 / S (Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52, 2003).
-
-    Raises:
-        ValueError: no values, one that is not finite, or a level outside (0, 1).
-    """
-    from scipy import stats  # half a second to import, which a run that compares nothing need not wait for
-
-    values_S = np.asarray(values, dtype=np.float64)
-    if values_S.ndim != 1 or len(values_S) == 0 or not np.isfinite(values_S).all():
-        raise ValueError(f"values are {values_S.tolist()}: give one finite number for each of one seed or more.")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: give a coverage between 0 and 1, such as 0.95.")
-    mean, count = float(values_S.mean()), len(values_S)
-    if count == 1:
-        return Estimate(mean, None, None, None)
-    error = float(values_S.std(ddof=1)) * np.sqrt(1 / count + resplit)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1) * error)
-    if error == 0:
-        return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    return Estimate(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, count - 1)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number by Holm's step-down method, in the order given."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
-
-
-def compare(
-    names: Sequence[str],
-    measured: Sequence[Sequence[Mapping[str, float]]],
-    *,
-    level: float,
-    resplit: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """Means with intervals, and differences to the first cell, paired by seed and Holm-corrected over the cells.
-
-    Args:
-        names: of the C cells, the reference first.
-        measured: by cell and seed, the value of each measure that could be taken there.
-        level: of the intervals; a verdict is given where the corrected p-value is below 1 - level.
-        resplit: by name of a measure, as in `estimate`; 0 where it is not named.
-
-    Returns:
-        For each cell `measures` (by name value, low, high, seeds) and `differences` (value, low, high, p, p_holm and
-        verdict: "higher", "lower", "no difference shown", or "one seed").
-    """
-    cells: list[dict[str, Any]] = [{"name": name, "measures": {}, "differences": {}} for name in names]
-    for measure in dict.fromkeys(measure for seeds in measured for values in seeds for measure in values):
-        variance = {"level": level, "resplit": resplit.get(measure, 0.0)}
-        differences = []
-        for cell, seeds in zip(cells, measured, strict=True):
-            values = [seed[measure] for seed in seeds if measure in seed]
-            if values:
-                cell["measures"][measure] = {**_interval(estimate(values, **variance)), "seeds": values}
-            pairs = zip(seeds, measured[0], strict=True)
-            paired = [mine[measure] - base[measure] for mine, base in pairs if measure in mine and measure in base]
-            if paired and seeds is not measured[0]:
-                differences.append((cell["differences"], estimate(paired, **variance)))
-        tested = [found.p for _, found in differences if found.p is not None]
-        adjusted = iter(holm(tested))
-        for of_cell, found in differences:
-            p_holm = None if found.p is None else next(adjusted)
-            verdict = _verdict(found.value, p_holm, level)
-            of_cell[measure] = {**_interval(found), "p": found.p, "p_holm": p_holm, "verdict": verdict}
-    return cells
-
-
-def _verdict(value: float, p_holm: float | None, level: float) -> str:
-    if p_holm is None:
-        return "one seed"
-    if p_holm >= 1 - level:
-        return "no difference shown"
-    return "higher" if value > 0 else "lower"
-
-
-def _interval(found: Estimate) -> dict[str, float | None]:
-    return {"value": found.value, "low": found.low, "high": found.high}

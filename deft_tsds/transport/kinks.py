@@ -5,8 +5,9 @@
             and the lower sides in a suffix, so that cumulative sums give v_i for any t; W step equals the multipliers
             of all sides at the best t, which are monotone in t
     Tv      g = W/2 sum_ij w_i |r_ij - 1/N|: r_ij is 1/N cut off to [a_ij e^(v_i - W step/2), a_ij e^(v_i + W step/2)]
+    TvBox   both at once, by Dykstra's alternation, with a bound of its own
 
-Both follow `deft_tsds.transport.projections.Region`; their multipliers are the thresholds v_i / step.
+All follow `deft_tsds.transport.projections.Region`; their multipliers are the thresholds v_i / step.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deft_tsds.transport.projections import Region
+from deft_tsds.transport.projections import Both, Region
 
 _HALVINGS = 100
+_BRACKETS = 50
 _EXACT = 1e-14
 
 
@@ -185,6 +187,51 @@ class Tv(Region):
         v_M = jnp.minimum(multipliers, jnp.min(costs_MxK, axis=1) + self.weight / 2)
         kept_M = jnp.sum(jnp.minimum(self.weight / 2, costs_MxK - v_M[:, None]), axis=1) * self.share
         return jnp.dot(self.weights_M, v_M + kept_M + self.weight / 2 * self.beyond)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TvBox(Both):
+    """A `Tv` and a `Box`.
+
+    The bound of `Both` is as good as the parts of the costs that each is to bear. Here the best parts are known: for
+    the sum v of both thresholds each entry takes the r that is best for c - v and |r - 1/N| in the box of t. What is
+    left is convex in t, and lies above two of its tangents, one that falls and one that rises.
+    """
+
+    first: Tv
+    last: Box
+
+    def bound(self, costs_MxK, multipliers, room):
+        tv, box = self.first, self.last
+        _, of_tv, of_box, _ = multipliers
+        v_M = of_tv + of_box
+        excess_MxK, half = costs_MxK - v_M[:, None], tv.weight / 2
+        least, most = box._range()
+        cheapest = jnp.dot(self.weights_M, jnp.min(costs_MxK, axis=1))
+        most = jnp.clip(jnp.where(box.weight > 0, (room - cheapest) / box.weight, most), least, most)
+
+        def at(t):
+            wanted = jnp.where(excess_MxK > half, 0.0, jnp.where(excess_MxK < -half, jnp.inf, tv.share))
+            lower, upper = jnp.maximum(box.reference - t, 0) * box.inverse_MxK, (box.reference + t) * box.inverse_MxK
+            r_MxK = jnp.clip(wanted, lower, upper)
+            entries_MxK = excess_MxK * r_MxK + half * jnp.abs(r_MxK - tv.share)
+            return box.weight * t + jnp.dot(self.weights_M, jnp.sum(entries_MxK, axis=1))
+
+        def halve(_, bracket):
+            low, high = bracket
+            middle = (low + high) / 2
+            falls = jax.grad(at)(middle) < 0
+            return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+        low, high = jax.lax.fori_loop(0, _BRACKETS, halve, (least, most))
+        (at_low, fall), (at_high, rise) = jax.value_and_grad(at)(low), jax.value_and_grad(at)(high)
+        crossing = (fall * at_high - rise * at_low + fall * rise * (low - high)) / jnp.where(
+            fall < rise, fall - rise, 1
+        )
+        lowest = jnp.where(fall >= 0, at_low, jnp.where(rise <= 0, at_high, crossing))
+        joint = jnp.dot(self.weights_M, v_M + half * tv.beyond) + lowest
+        return jnp.maximum(super().bound(costs_MxK, multipliers, room), joint)
 
 
 def _descending(keys_MxK: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ from deft_tsds.runs import track
 from deft_tsds.transport import terms
 from deft_tsds.transport.ahead import Trail
 from deft_tsds.transport.descent import Found, Start, allowance, descend, even_start
-from deft_tsds.transport.kinks import Box, Tv
+from deft_tsds.transport.kinks import Box, Tv, TvBox
 from deft_tsds.transport.objective import Objective
 from deft_tsds.transport.problem import Plan, Problem
 from deft_tsds.transport.projections import Both, Free, Marginal, Region
@@ -50,9 +50,8 @@ def solve(
     Args:
         problem: queries and neighbourhoods.
         objective: what to minimise. Several kinked terms (`terms.KINKED`), or one with cap or marginal, alternate
-            between their maps within each step, which takes many times longer than one alone. Of two kinked terms the
-            plan comes to the optimum of the linear program (within 1e-8 in a comparison), but the bound may stay up to
-            1% below it, so that the gap is too large: multipliers that share the costs out best are not found.
+            between their maps within each step, which takes many times longer than one alone. For the two maxima at
+            once the bound may stay up to 1% below the optimum: multipliers that share the costs out best are not found.
         tolerance: the gap to reach, relative to the value (to a thousandth of the value at the start, where the value
             itself comes closer to zero than that).
         max_iterations: how many steps to try at most.
@@ -233,13 +232,14 @@ def _split(problem: Problem, objective: Objective, limit: Any) -> tuple[Objectiv
     smooth = [name for name, term in objective.terms.items() if term.function not in terms.KINKED]
     regions: list[Region] = []
     for function, weight in kinked.items():
-        if function is terms.tv_deviation:
-            regions.append(Tv(weights_M, jnp.array(1 / n), jnp.array((n - k) / n), weight))
-        else:
+        if function is not terms.tv_deviation:
             inverse_U, total = terms.inverse_densities(problem, function)
             reference = jnp.full((), 1 / total, weights_M.dtype)
             least = reference if k < n else jnp.zeros_like(reference)
             regions.append(Box(weights_M, inverse_U[problem.index_MxK], reference, least, weight))
+    if terms.tv_deviation in kinked:
+        tv = Tv(weights_M, jnp.array(1 / n), jnp.array((n - k) / n), kinked[terms.tv_deviation])
+        regions = [TvBox(tv, regions[0]), *regions[1:]] if regions else [tv]
     if limit is not None:
         regions.append(Marginal(weights_M, problem.index_MxK, *limit))
     rest = Objective({key: objective.weights[key] for key in smooth}, {key: objective.terms[key] for key in smooth})
