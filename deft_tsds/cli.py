@@ -81,6 +81,25 @@ def show_ablation(table: Mapping[str, Any], measures: Mapping[str, str]) -> None
             console.print(f"{row['name']}: {note}", soft_wrap=True, markup=False)
 
 
+def show_curve(table: Mapping[str, Any]) -> None:
+    """Print the points of a budget curve, and the verdict of each arm."""
+    level = f"{100 * table['level']:g}%"
+    title = f"{table['metric']}, {table['seeds']} seeds, {level} intervals; * loses less than {table['margin']:g}"
+    shown = Table(title=title, title_justify="left")
+    for column in ("arm", *(f"{budget:.3g}" for budget in table["budgets"]), "1"):
+        shown.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    for name, arm in table["arms"].items():
+        points = {
+            point["budget"]: _numbers(point["score"]) + ("*" if point["enough"] else " ") for point in arm["points"]
+        }
+        shown.add_row(escape(name), *(points.get(budget, "-") for budget in table["budgets"]), "-")
+    for name in ("full", "copy"):
+        shown.add_row(name, *("" for _ in table["budgets"]), _numbers(table[name]))
+    console.print(shown)
+    for name, arm in table["arms"].items():
+        console.print(f"{name}: {arm['verdict']}.", soft_wrap=True, markup=False)
+
+
 def _estimates(row: Mapping[str, Any], measure: str) -> str:
     if measure not in row["measures"]:
         return "-"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deft_tsds.metrics import METRICS
+from deft_tsds.metrics import METRICS, Interval
 from deft_tsds.metrics.bootstrap import resampled_runs
 
 Runs = Mapping[str, np.ndarray]
@@ -153,8 +153,6 @@ def difference(
     """
     from scipy import stats
 
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: give a coverage between 0 and 1, such as 0.95.")
     if not margin >= 0:
         raise ValueError(f"margin is {margin}: give what may be lost, a number of at least 0.")
     arms = _paired(arm, against)
@@ -164,19 +162,45 @@ def difference(
         np.subtract(*resampled_runs(METRICS[metric], pair, resamples=resamples, seed=[seed, place]))
         for place, pair in enumerate(arms.values())
     ]
+    error, freedom, by_seeds = _error(by_seed_S, np.mean(drawn, axis=0))
     value, seeds = float(by_seed_S.mean()), len(by_seed_S)
-    by_examples = float(np.var(np.mean(drawn, axis=0).mean(axis=1), ddof=1))
-    by_seeds = float(np.var(by_seed_S, ddof=1)) / seeds if seeds > 1 else 0.0
-    error = np.sqrt(by_examples + by_seeds)
-    freedom = (by_examples + by_seeds) ** 2 * (seeds - 1) / by_seeds**2 if by_seeds else np.inf
-    half = float(stats.t.ppf((1 + level) / 2, freedom) * error)
+    low, high = _ends(value, error, freedom, level)
     with np.errstate(divide="ignore", invalid="ignore"):  # no variance: equal arms are no different, others surely are
         p = 2 * stats.t.sf(np.nan_to_num(abs(value) / error), freedom)
         p_worse = stats.t.sf(np.nan_to_num((value + margin) / error), freedom)
-    effect = value / np.sqrt(by_seeds * seeds) if by_seeds else None
-    return Difference(
-        value, value - half, value + half, float(p), float(p_worse), effect, int(np.sum(by_seed_S > 0)), seeds
-    )
+    effect = float(value / np.sqrt(by_seeds * seeds)) if by_seeds else None
+    return Difference(value, low, high, float(p), float(p_worse), effect, int(np.sum(by_seed_S > 0)), seeds)
+
+
+def mean_score(metric: str, runs: Runs, *, level: float = 0.95, resamples: int = 1000, seed: int) -> Interval:
+    """The mean score of one arm over test sets and seeds, with an interval made as that of `difference`."""
+    arrays = {test: np.asarray(runs_SxNxs, np.float64) for test, runs_SxNxs in runs.items()}
+    by_seed_S = np.mean([METRICS[metric].score(array.sum(1)) for array in arrays.values()], axis=0)
+    drawn = [
+        resampled_runs(METRICS[metric], [array], resamples=resamples, seed=[seed, place])[0]
+        for place, array in enumerate(arrays.values())
+    ]
+    error, freedom, _ = _error(by_seed_S, np.mean(drawn, axis=0))
+    value = float(by_seed_S.mean())
+    return Interval(value, *_ends(value, error, freedom, level))
+
+
+def _error(by_seed_S: np.ndarray, drawn_RxS: np.ndarray) -> tuple[np.float64, float, float]:
+    """The standard error of the mean over seeds, its degrees of freedom, and the part of its square due to seeds."""
+    seeds = len(by_seed_S)
+    by_examples = float(np.var(drawn_RxS.mean(axis=1), ddof=1))
+    by_seeds = float(np.var(by_seed_S, ddof=1)) / seeds if seeds > 1 else 0.0
+    freedom = (by_examples + by_seeds) ** 2 * (seeds - 1) / by_seeds**2 if by_seeds else np.inf
+    return np.sqrt(by_examples + by_seeds), freedom, by_seeds
+
+
+def _ends(value: float, error: np.float64, freedom: float, level: float) -> tuple[float, float]:
+    from scipy import stats
+
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a coverage between 0 and 1, such as 0.95.")
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * error)
+    return value - half, value + half
 
 
 def permutation_p(metric: str, arm: Runs, against: Runs, *, resamples: int = 10_000, seed: int) -> float:

@@ -1,0 +1,105 @@
+"""The page of a budget curve: one self-contained file with the curves, their bands, and the verdict of every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deft_tsds.report import shell
+from deft_tsds.report.ablation import interval, number
+from deft_tsds.report.figures import OTHER_COLOUR, colour, plotly_text
+from deft_tsds.report.results import metric_label, percent
+from deft_tsds.runs import atomic_write
+
+
+def write_curve(table: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
+    """Write the page of what `deft_tsds.studies.curve.curve` returned; `command` is what made it."""
+    page = shell.render(
+        "curve.html",
+        filters={"number": number, "interval": interval, "percent": percent},
+        plots={"curve": curve_figure(table)},
+        styles=["style.css", "ablation.css"],
+        scripts=["page.js", "sortable.js"],
+        table=table,
+        metric=metric_label(table["metric"]),
+        command=" ".join(command),
+    )
+    path = Path(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def curve_figure(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Score against budget, a line with its band for each arm; full data, what it may lose, and copying as levels."""
+    traces = []
+    for place, (name, arm) in enumerate(table["arms"].items()):
+        points, shade = arm["points"], colour(place)
+        budgets = [100 * point["budget"] for point in points]
+        lows, highs = ([point["score"][end] for point in points] for end in ("low", "high"))
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [*budgets, *budgets[::-1]],
+                "y": [*highs, *lows[::-1]],
+                "fill": "toself",
+                "fillcolor": shade,
+                "opacity": 0.15,
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+                "legendgroup": name,
+            }
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plotly_text(name),
+                "legendgroup": name,
+                "x": budgets,
+                "y": [point["score"]["value"] for point in points],
+                "line": {"color": shade, "width": 1.6},
+                "marker": {
+                    "color": shade,
+                    "size": 8,
+                    "symbol": ["circle" if point["enough"] else "circle-open" for point in points],
+                },
+                "text": [
+                    plotly_text(
+                        f"{name}, {point['budget']:.3g}: {number(point['score']['value'])} {interval(point['score'])}",
+                        120,
+                    )
+                    for point in points
+                ],
+                "hoverinfo": "text",
+            }
+        )
+    levels = {
+        "full": (table["full"]["value"], "solid"),
+        f"full less {table['margin']:g}": (table["full"]["value"] - table["margin"], "dash"),
+        "copy": (table["copy"]["value"], "dot"),
+    }
+    ends = [100 * table["budgets"][0], 100.0]
+    for name, (value, dash) in levels.items():
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "x": ends,
+                "y": [value, value],
+                "line": {"color": OTHER_COLOUR, "dash": dash, "width": 1.4},
+                "hoverinfo": "name+y",
+            }
+        )
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"type": "log", "title": {"text": "share of the pool, %"}},
+            "yaxis": {"title": {"text": plotly_text(metric_label(table["metric"]))}},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
+        },
+    }
