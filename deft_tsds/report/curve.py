@@ -41,6 +41,7 @@ def curve_figure(table: Mapping[str, Any]) -> dict[str, Any]:
         traces.append(
             {
                 "type": "scatter",
+                "mode": "lines",
                 "x": [*budgets, *budgets[::-1]],
                 "y": [*highs, *lows[::-1]],
                 "fill": "toself",
