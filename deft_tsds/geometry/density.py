@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import jax
@@ -39,7 +40,8 @@ _ROWS = 1024  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
 
-# The sketch keeps a quarter of the dimensions. It is not worth its basis for fewer pairs than this.
+# The sketch keeps one in so many dimensions. It is not worth its basis for fewer pairs than this.
+_SKETCH_SHARE = 4
 _SKETCH_PAIRS = 2**26
 # To measure one pair by itself costs as much as this many entries of a matrix product.
 _PAIR_COST = 40
@@ -47,8 +49,11 @@ _PAIR_COST = 40
 # The kernel is linear in the squared distance, so near-duplicates need no difference form: an error e in |x - y|^2
 # moves a kernel value, which is near 1 for them, by e / h^2 and no more. In float32 |x|^2 - 2 x.y + |y|^2 has e of
 # about sqrt(D) 2^-24 (|x|^2 + |y|^2), harmless until h is small beside the norms. Where e / h^2 could exceed this
-# tolerance the products are taken in float64. Sums over tiles are float64 always.
-_KERNEL_TOLERANCE = 1e-5
+# tolerance the products are taken in float64. Real errors are below half of the estimate, but alike for all pairs of a
+# group of near-duplicates, so that the sums have them too: 2e-6 keeps these within 1e-6. Accelerators pay more for
+# float64 than this is worth. Sums over tiles are float64 always.
+_KERNEL_TOLERANCE = 2e-6
+_DEVICE_TOLERANCE = 1e-5
 
 _Shares = list[tuple[np.ndarray, np.ndarray]]
 """Packed rows, and what to add to their sums."""
@@ -85,7 +90,7 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any
     sums_U = np.zeros(len(points_UxD))
     # One BLAS thread to a worker: the products are small, and a sum then never depends on the number of threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as threads:
-        dimensions = points_UxD.shape[1] // 4 if sketched else 0
+        dimensions = points_UxD.shape[1] // _SKETCH_SHARE if sketched else 0
         kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
         packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
         for block in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
@@ -138,7 +143,8 @@ class _Kernel:
     def of(cls, cells: Cells, bandwidth: float) -> _Kernel:
         d = len(cells.center_D)
         error = math.sqrt(d) * 2.0**-24 * 2 * cells.radius**2
-        dtype = np.float32 if error <= _KERNEL_TOLERANCE * bandwidth**2 else np.float64
+        tolerance = _KERNEL_TOLERANCE if jax.default_backend() == "cpu" else _DEVICE_TOLERANCE
+        dtype = np.float32 if error <= tolerance * bandwidth**2 else np.float64
         margin = rounding(d, cells.radius)
         reach_KxK = cells.squares_KxK - bandwidth * np.sqrt(cells.squares_KxK) - margin
         origin_D = cells.center_D if dtype == np.float32 else np.zeros_like(cells.center_D)
@@ -248,11 +254,13 @@ class _Visit:
         near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
         left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
         bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
-        limits_LxR = self.buffers.take(limits_KxR, p.cell_N[left], "limits")
-        return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
+        hits_LxR = self.buffers.get("hits", shape, bool)
+        for run in _runs(p.cell_N[left]):  # rows of one cell have the same limits
+            np.greater_equal(bound_LxR[run], limits_KxR[p.cell_N[left[run.start]]], out=hits_LxR[run])
+        return hits_LxR
 
     def _sketch_pays(self) -> bool:
-        """Try it on a few rows of a few tiles: it costs a quarter of the product that it has to save."""
+        """Try it on a few rows of a few tiles: it costs a part of the product that it has to save."""
         compared, cost = 1, 0.0
         for j in np.unique(np.linspace(0, len(self.q.tiles) - 1, 16).astype(int)):
             for rows, limits_KxR in self._selected(j):
@@ -318,6 +326,12 @@ class _Visit:
     def _inside(self, tile: slice, rows: np.ndarray) -> np.ndarray:
         """bool: which rows lie in the tile itself. There both orders of a pair are at hand, and each counts once."""
         return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
+
+
+def _runs(sorted_L: np.ndarray) -> list[slice]:
+    """Where equal numbers stand together."""
+    edges = np.flatnonzero(np.diff(sorted_L, prepend=-1, append=-1)).tolist()
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:
