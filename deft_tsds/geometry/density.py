@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import jax
@@ -40,8 +39,7 @@ _ROWS = 1024  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
 
-# The sketch keeps one in so many dimensions. It is not worth its basis for fewer pairs than this.
-_SKETCH_SHARE = 4
+# The sketch keeps a quarter of the dimensions. It is not worth its basis for fewer pairs than this.
 _SKETCH_PAIRS = 2**26
 # To measure one pair by itself costs as much as this many entries of a matrix product.
 _PAIR_COST = 40
@@ -90,7 +88,7 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any
     sums_U = np.zeros(len(points_UxD))
     # One BLAS thread to a worker: the products are small, and a sum then never depends on the number of threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as threads:
-        dimensions = points_UxD.shape[1] // _SKETCH_SHARE if sketched else 0
+        dimensions = points_UxD.shape[1] // 4 if sketched else 0
         kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
         packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
         for block in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
@@ -254,13 +252,11 @@ class _Visit:
         near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
         left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
         bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
-        hits_LxR = self.buffers.get("hits", shape, bool)
-        for run in _runs(p.cell_N[left]):  # rows of one cell have the same limits
-            np.greater_equal(bound_LxR[run], limits_KxR[p.cell_N[left[run.start]]], out=hits_LxR[run])
-        return hits_LxR
+        limits_LxR = self.buffers.take(limits_KxR, p.cell_N[left], "limits")
+        return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
 
     def _sketch_pays(self) -> bool:
-        """Try it on a few rows of a few tiles: it costs a part of the product that it has to save."""
+        """Try it on a few rows of a few tiles: it costs a quarter of the product that it has to save."""
         compared, cost = 1, 0.0
         for j in np.unique(np.linspace(0, len(self.q.tiles) - 1, 16).astype(int)):
             for rows, limits_KxR in self._selected(j):
@@ -326,12 +322,6 @@ class _Visit:
     def _inside(self, tile: slice, rows: np.ndarray) -> np.ndarray:
         """bool: which rows lie in the tile itself. There both orders of a pair are at hand, and each counts once."""
         return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
-
-
-def _runs(sorted_L: np.ndarray) -> list[slice]:
-    """Where equal numbers stand together."""
-    edges = np.flatnonzero(np.diff(sorted_L, prepend=-1, append=-1)).tolist()
-    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:
