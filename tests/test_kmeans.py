@@ -145,7 +145,7 @@ def test_as_many_clusters_as_points(n, d):
 
 
 def test_same_key_same_result_and_max_iterations():
-    points = mixture(2500, 8, 20)
+    points = mixture(900, 8, 20)
     a, b = (kmeans(points, 20, key=jax.random.key(3)) for _ in range(2))
     np.testing.assert_array_equal(a.labels_N, b.labels_N)
     np.testing.assert_array_equal(a.centroids_KxD, b.centroids_KxD)
@@ -247,13 +247,13 @@ def traced_anew(program, **options):
 def test_sums_stay_those_of_the_labels(monkeypatch):
     """Sums that only follow the labels and sums that start afresh each iteration end in the same place."""
     points = 3 + np.random.default_rng(1).normal(size=(3000, 12)).astype(np.float32)  # no clusters: many iterations
-    follow = kmeans(points, 15, key=KEY, tolerance=0, max_iterations=1000)
+    follow = kmeans(points, 15, key=KEY, init=points[:15], tolerance=0, max_iterations=1000)
     assert follow.iterations > 40
     means = np.stack([points[follow.labels_N == c].mean(0, dtype=np.float64) for c in range(15)])
     np.testing.assert_allclose(follow.centroids_KxD, means, atol=2e-6)
     monkeypatch.setattr(PROGRAMS, "_FRESH_SUMS_EVERY", 1)
     monkeypatch.setattr(PROGRAMS, "lloyd", traced_anew(PROGRAMS.lloyd.__wrapped__, static_argnames="spherical"))
-    fresh = kmeans(points, 15, key=KEY, tolerance=0, max_iterations=1000)
+    fresh = kmeans(points, 15, key=KEY, init=points[:15], tolerance=0, max_iterations=1000)
     np.testing.assert_array_equal(fresh.labels_N, follow.labels_N)
     assert fresh.inertia == pytest.approx(follow.inertia, rel=1e-6)
 

@@ -63,7 +63,7 @@ def test_minibatch_never_holds_the_pool(tmp_path):
     points = mixture(40_000, 64, 5)
     np.save(tmp_path / "pool.npy", points)
     pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
-    options: Any = {"key": KEY, "batch_size": 512, "max_iterations": 2}
+    options: Any = {"key": KEY, "init": points[:5], "batch_size": 512, "max_iterations": 2}
     in_memory = kmeans(points, 5, **options)
     tracemalloc.start()
     mapped = kmeans(pool, 5, **options)
@@ -103,11 +103,11 @@ def test_minibatch_with_fewer_distinct_points_than_clusters(spherical):
 
 
 def test_minibatch_corners():
-    same = kmeans(np.full((50, 1), 3.0), 4, key=KEY, batch_size=10)
+    same = kmeans(np.full((50, 1), 3.0), 4, key=KEY, init=np.full((4, 1), 3.0), batch_size=10)
     assert same.inertia == 0
     line = np.arange(9, dtype=np.float32)[:, None] ** 2
-    each = kmeans(line, 9, key=KEY, batch_size=1000)  # k = N, D = 1, a batch larger than the pool
+    each = kmeans(line, 9, key=KEY, init=line, batch_size=1000)  # k = N, D = 1, a batch larger than the pool
     assert (each.sizes_K == 1).all()
     assert each.inertia == pytest.approx(0, abs=1e-6)
-    one = kmeans(line, 1, key=KEY, batch_size=1)
+    one = kmeans(line, 1, key=KEY, init=line[:1], batch_size=1)
     np.testing.assert_allclose(one.centroids_KxD, [[line.mean()]], rtol=1e-5)
