@@ -4,10 +4,8 @@
 every pair a score |c|^2 - 2 x.c with a bound on its error; where that leaves two centroids or more, they are measured
 in difference form. Sums over clusters are float64. So neither blocks nor threads can change a label.
 
-**Which points are looked at.** When a point is measured, its gap is how much farther its second nearest centroid is
-than its own. By the triangle inequality its label stays as long as its own centroid and the fastest of the others have
-together moved by less than that (Hamerly, "Making k-means even faster", 2010; straight from where they were when the
-point was measured, as Newling and Fleuret, "Fast k-means with accurate bounds", 2016, not step by step).
+**Which points are looked at.** Those whose labels `kmeans_bounds` cannot tell. Sums follow the labels, so that points
+which keep theirs are not read for them either.
 """
 
 from __future__ import annotations
@@ -19,15 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import row_blocks, usable_cpus
 from deft_tsds.geometry.buffers import Buffers
+from deft_tsds.geometry.kmeans_bounds import bounds_for, squares
 
 _ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
 _SCORES = 2**22
-
-# To look at all points as they lie costs no more than to gather so large a share of them.
-_MOST = 0.7
-
-# So many past centroids are kept to measure movements from; then all points are looked at once more.
-_HISTORY = 32
+_MOVED_ROWS = 512  # points that change their cluster, at a time: few in most iterations, yet for all threads
 
 
 def lloyd(
@@ -55,7 +49,7 @@ def lloyd(
                 lengths_K = np.sqrt(np.einsum("kd,kd->k", new_KxD, new_KxD))
                 new_KxD = np.where(lengths_K[:, None] > 0, new_KxD / np.maximum(lengths_K, 1e-300)[:, None], old_KxD)
             clusters.centroids_KxD = new_KxD.astype(np.float32)
-            still = not changed or _squares(clusters.centroids_KxD - old_KxD.astype(np.float64)).sum() <= movement
+            still = not changed or squares(clusters.centroids_KxD - old_KxD.astype(np.float64)).sum() <= movement
             # A repair moves a centroid after the labels were given: they have to be given once more.
             converged = still and not repaired
             iterations += 1
@@ -73,41 +67,20 @@ class _Clusters:
         self.step = max(1, min(_ROWS, _SCORES // k))
         self.labels_N = np.full(n, -1, np.int32)
         self.sums_KxD, self.counts_K = np.zeros(centroids_KxD.shape), np.zeros(k, np.int64)
-        self.squares_N = self._by_points(lambda x_RxD, _: _squares(x_RxD), np.float64)
-        self.gaps_N = np.empty(n)
-        self.times_N = np.empty(n, np.int32)  # which of the past centroids each gap is about
-        self.past_TxKxD: list[np.ndarray] = []
+        self.squares_N = self._by_points(lambda x_RxD, _: squares(x_RxD), np.float64)
+        self.bounds = bounds_for(points_NxD, self.squares_N, k, threads)
 
     def assign(self) -> bool:
         """Bring labels and sums up to date with the centroids; whether any label changed."""
-        rows = self._open_rows()
-        self.past_TxKxD.append(self.centroids_KxD)
-        old_R = self.labels_N[rows]
-        self._measure(rows)
-        changed_R = self.labels_N[rows] != old_R
-        self._move(rows[changed_R], old_R[changed_R])
-        return bool(changed_R.any())
+        old_N = self.labels_N.copy()
+        rows = self.bounds.open_rows(self.centroids_KxD, self.labels_N)
+        self.bounds.note(rows, self._measure(rows))
+        changed = np.flatnonzero(self.labels_N != old_N)
+        self._move(changed, old_N[changed])
+        return len(changed) > 0
 
-    def _open_rows(self) -> np.ndarray:
-        """The points whose label may change."""
-        if len(self.past_TxKxD) in (0, _HISTORY):
-            self.past_TxKxD.clear()
-            return np.arange(len(self.labels_N))
-        steps = (self.centroids_KxD - past_KxD.astype(np.float64) for past_KxD in self.past_TxKxD)
-        moved_TxK = np.sqrt(np.stack([_squares(step_KxD) for step_KxD in steps]))
-        times_T, fastest_T = np.arange(len(moved_TxK)), moved_TxK.argmax(axis=1)
-        limits_TxK = moved_TxK + moved_TxK.max(axis=1, keepdims=True)
-        slower_TxK = moved_TxK.copy()
-        slower_TxK[times_T, fastest_T] = 0
-        limits_TxK[times_T, fastest_T] = moved_TxK.max(axis=1) + slower_TxK.max(axis=1)
-        limits_TxK *= 1 + 1e-9
-        open_N = self.gaps_N <= limits_TxK[self.times_N, self.labels_N]
-        if np.count_nonzero(open_N) > _MOST * len(open_N):
-            open_N[:] = True
-        return np.flatnonzero(open_N)
-
-    def _measure(self, rows: np.ndarray) -> None:
-        """Label some points, and note their gaps."""
+    def _measure(self, rows: np.ndarray) -> np.ndarray:
+        """Label some points, in ascending order. Returns how much farther the second nearest centroid is."""
         labels_R, first_R, second_R = np.empty(len(rows), np.int32), np.empty(len(rows)), np.empty(len(rows))
 
         def two_lowest(piece: slice) -> None:
@@ -117,9 +90,10 @@ class _Clusters:
             scores_PxK[places, nearest_P] = np.inf
             second_R[piece] = scores_PxK.min(axis=1)
 
-        list(self.threads.map(two_lowest, row_blocks(len(rows), 1, self.step)))
+        step = min(self.step, max(_MOVED_ROWS, len(rows) // 4))
+        list(self.threads.map(two_lowest, row_blocks(len(rows), 1, step)))
         # Any order of summation errs by at most D 2^-24 of the sum of the absolute products (Higham, section 3.1).
-        largest = np.sqrt(_squares(self.centroids_KxD).max())
+        largest = np.sqrt(squares(self.centroids_KxD).max())
         scale_R = (np.sqrt(self.squares_N[rows]) + largest) ** 2
         error_R = (self.points_NxD.shape[1] + 8) * (2.0**-23 * scale_R + np.finfo(np.float32).tiny)
         close_R = np.flatnonzero(second_R - first_R <= 2 * error_R)
@@ -127,14 +101,13 @@ class _Clusters:
         self.labels_N[rows] = labels_R
         first_R += self.squares_N[rows] + error_R
         second_R += self.squares_N[rows] - error_R
-        self.gaps_N[rows] = np.sqrt(np.maximum(second_R, 0)) - np.sqrt(first_R)
-        self.times_N[rows] = len(self.past_TxKxD) - 1
+        return np.sqrt(np.maximum(second_R, 0)) - np.sqrt(first_R)
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:
         """|c|^2 - 2 x.c of some points in ascending order and all centroids, in a buffer."""
         scores_RxK = self.buffers.get("scores", (len(rows), len(self.centroids_KxD)), np.float32)
         np.matmul(self._rows(rows), -2 * self.centroids_KxD.T, out=scores_RxK)
-        return np.add(scores_RxK, _squares(self.centroids_KxD), out=scores_RxK)
+        return np.add(scores_RxK, squares(self.centroids_KxD), out=scores_RxK)
 
     def _nearest(self, rows: np.ndarray, error_R: np.ndarray) -> np.ndarray:
         """The nearest centroids of some points by distances in float64: of those whose scores do not rule them out."""
@@ -146,7 +119,7 @@ class _Clusters:
             for pairs in row_blocks(len(near[0]), row_bytes=8 * self.points_NxD.shape[1], budget_bytes=2**20):
                 p, k = near[0][pairs], near[1][pairs]
                 x_SxD = self.points_NxD[rows[piece][p]].astype(np.float64)
-                squares_PxK[p, k] = _squares(x_SxD - self.centroids_KxD[k])
+                squares_PxK[p, k] = squares(x_SxD - self.centroids_KxD[k])
             labels_R[piece] = squares_PxK.argmin(axis=1)
         return labels_R
 
@@ -166,7 +139,7 @@ class _Clusters:
             signs_SxR = (new_R[piece] == of_S[:, None]).astype(np.float64) - (old_R[piece] == of_S[:, None])
             return of_S, signs_SxR @ exact_RxD
 
-        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, self.step)):
+        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, _MOVED_ROWS)):
             self.sums_KxD[of_S] += sums_SxD
         k = len(self.counts_K)
         self.counts_K += np.bincount(new_R, minlength=k) - np.bincount(old_R[old_R >= 0], minlength=k)
@@ -196,7 +169,7 @@ class _Clusters:
 
         def errors(x_RxD: np.ndarray, rows: slice) -> np.ndarray:
             difference_RxD = self.buffers.take(self.centroids_KxD, self.labels_N[rows], "points")
-            return _squares(np.subtract(x_RxD, difference_RxD, out=difference_RxD))
+            return squares(np.subtract(x_RxD, difference_RxD, out=difference_RxD))
 
         return self._by_points(errors, np.float32)
 
@@ -215,7 +188,3 @@ class _Clusters:
         if rows[-1] - rows[0] == len(rows) - 1:
             return self.points_NxD[rows[0] : rows[-1] + 1]
         return self.buffers.take(self.points_NxD, rows, "points")
-
-
-def _squares(rows_NxD: np.ndarray) -> np.ndarray:
-    return np.einsum("nd,nd->n", rows_NxD, rows_NxD)
