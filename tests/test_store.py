@@ -23,7 +23,8 @@ import pytest
 
 from deft_tsds.embed import Encoder, store
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
-from deft_tsds.embed.store import open_store, read_embeddings, write_store
+from deft_tsds.embed.given import read_embeddings
+from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.geometry.neighbors import nearest_neighbors
 
 REAL_TEXT = Path(__file__).parents[2] / "shared" / "data" / "domain" / "domain_pool.jsonl.gz"
