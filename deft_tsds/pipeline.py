@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from deft_tsds import build

@@ -3,9 +3,9 @@
     python scripts/targeted.py --data ../shared/data/domain --model MODEL --gradients.model T5 --out runs/targeted
 
 The data are a pool of several data sets and a few targets among them (JSON lines: id, text, label, dataset, split). A
-target's `query` rows choose; its `test` rows judge. MODEL is any sentence-transformers model, T5 any T5: LESS selects by
-its gradients, the text being the input and the label the target, and so is the only one to see labels. The same command
-goes on where it was stopped. Writes `table.md`, `table.json` and `cells.jsonl`.
+target's `query` rows choose; its `test` rows judge. MODEL is any sentence-transformers model. T5 is any T5: LESS
+selects by its gradients, with the text as input and the label as target, and so is the only one to see labels. The same
+command goes on where it was stopped. Writes `table.md`, `table.json` and `cells.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from deft_tsds.runs import Run, console
 from deft_tsds.studies.gradients import GradientsOf, make_gradients
 from deft_tsds.studies.targeted import CONTENDERS, SHARES, Labelled, Target, measure
 from deft_tsds.studies.targeted_table import summarize, write_tables
-
 
 LESS = Gradients(dimension=512, epochs=2, learning_rate=1e-2, lora=Lora(rank=8), at_once=32)
 

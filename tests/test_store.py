@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from deft_tsds.embed import Encoder, store
-from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.embed.given import read_embeddings
+from deft_tsds.embed.sentence_transformers import SentenceTransformers
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.geometry.neighbors import nearest_neighbors
 

@@ -64,8 +64,8 @@ class Labelled:
         labels: [N] text.
         groups: [N] text, the data set of each row.
         embeddings_NxD: float32, rows of unit length.
-        gradients_NxG: what a step on each text with its label would do to a model (`deft_tsds.gradients`), float32; None
-            where no contender sees it.
+        gradients_NxG: float32, what a step on each text with its label would do to a model (`deft_tsds.gradients`);
+            None where no contender sees it.
     """
 
     texts: tuple[str, ...]
@@ -147,11 +147,12 @@ CONTENDERS: dict[str, Contender] = {
     "LESS": Contender(LESS(), sees="gradients"),
     "TSDS-KDE, gradients": Contender(TSDS(), sees="gradients"),
 }
-"""The rows of the table, each with its defaults. Two things are not there, or not as they are: `RDSPlus` is `RoundRobin`
-on representations of its own, and so the same choice on the same embeddings; and TSDS-TV with its defaults is a uniform
-draw on embeddings of unit length (C = 5 is above every distance), so that it gets the plan with an effective size of
-twice the budget, where a row is drawn with a chance of about 1/2. `ClusteredTSDS` clusters the whole pool in each call,
-and is measured in one seed. Those that see gradients know more than the others: the labels of pool and queries."""
+"""The rows of the table, each with its defaults. Two things are not there, or not as they are: `RDSPlus` is
+`RoundRobin` on representations of its own, and so the same choice on the same embeddings; and TSDS-TV with its defaults
+is a uniform draw on embeddings of unit length (C = 5 is above every distance), so that it gets the plan with an
+effective size of twice the budget, where a row is drawn with a chance of about 1/2. `ClusteredTSDS` clusters the whole
+pool in each call, and is measured in one seed. Those that see gradients know more than the others: the labels of the
+pool and of the queries."""
 
 
 def measure(
