@@ -18,7 +18,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -70,7 +70,7 @@ def write_bart(t5: Path, folder: Path, width: int) -> None:
     from tokenizers import processors
     from transformers import BartConfig, BartModel
 
-    tokenizer = load_tokenizer(t5)
+    tokenizer: Any = load_tokenizer(t5)
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -78,8 +78,10 @@ def write_bart(t5: Path, folder: Path, width: int) -> None:
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in BART_SIZES.items()}
-    tokens = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": start, "eos_token_id": end}
+    sides: dict[str, Any] = {
+        f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in BART_SIZES.items()
+    }
+    tokens: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": start, "eos_token_id": end}
     config = BartConfig(vocab_size=len(tokenizer), d_model=width, max_position_embeddings=256, **sides, **tokens)
     BartModel(config).save_pretrained(folder)
     (folder / "UNTRAINED").write_text(BART + "\n")

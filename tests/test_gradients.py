@@ -428,7 +428,12 @@ HOW = Gradients(1024, share=0.4, epochs=2, learning_rate=1e-2, batch_size=8, lor
 def examples(rows: range, target: str = "t") -> Examples:
     """Examples whose ids are rows of `make_pairs`."""
     names = tuple(str(row) for row in rows)
-    same = {"inputs": names, "prompts": names, "targets": (target,) * len(rows), "groups": ("",) * len(rows)}
+    same: dict[str, Any] = {
+        "inputs": names,
+        "prompts": names,
+        "targets": (target,) * len(rows),
+        "groups": ("",) * len(rows),
+    }
     return Examples(ids=names, references=((),) * len(rows), **same)
 
 
@@ -438,7 +443,7 @@ def tokenized(some: Examples) -> Pairs:
 
 
 def stores(folder: Path, pool: Examples, targets: Mapping[str, Examples]):
-    options = {"key": jax.random.key(4), **dataclasses.asdict(HOW)}
+    options: dict[str, Any] = {"key": jax.random.key(4), **dataclasses.asdict(HOW)}
     return write_gradients(folder, make_model(), pool, targets, tokenized, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,14 @@ def _model(tmp_path):
     folder = tmp_path / "t5"
     tokenizer = train_tokenizer(["apple pear plum", "label 0"], vocab_size=270)
     tokenizer.save_pretrained(folder)
-    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    sizes: dict[str, Any] = {
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 8,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+    }
     save_pretrained(T5(T5Config(vocab_size=len(tokenizer), **sizes), rngs=nnx.Rngs(0)), folder)
     (folder / "UNTRAINED").write_text("all of it is random.\n")
     return folder
