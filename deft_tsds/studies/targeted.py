@@ -117,8 +117,6 @@ class Contender:
     their subtasks too."""
     seeds: int | None = None
     """How often it is measured, where that is not all seeds."""
-    largest: float = 1.0
-    """The largest share of the pool at which it is measured."""
 
     @property
     def drawn(self) -> bool:
@@ -235,7 +233,6 @@ def _stage(
     wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
     if isinstance(contender.selector, Full):  # it has one budget
         shares = (1.0,)
-    shares = [share for share in shares if share <= contender.largest]
     budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
 
     def work(folder: Path) -> Mapping[str, Any]:
