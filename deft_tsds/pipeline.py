@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from deft_tsds import build
@@ -25,7 +24,7 @@ from deft_tsds.data.examples import Examples
 from deft_tsds.data.ngrams import NgramCounts
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.evaluate import statistics_of, tabulate
-from deft_tsds.gradients import GradientEncoder, warm_up
+from deft_tsds.gradients import write_gradients
 from deft_tsds.report import write_report
 from deft_tsds.runs import Run, Stage, atomic_write, console, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
@@ -274,35 +273,15 @@ class Pipeline:
         train = self.experiment.train
 
         def work(folder: Path) -> None:
-            share_key, lora_key, train_key, key = jax.random.split(stage_key(self.experiment.seed, stage), 4)
-            pool = self.examples("pool")
-            count = max(1, round(config.share * len(pool)))
-            rows = np.sort(np.asarray(jax.random.permutation(share_key, len(pool)))[:count])
-            model = self._start(0)
-            if config.lora is not None:
-                model = add_lora(model, **dataclasses.asdict(config.lora), key=lora_key)
-            steps = config.epochs * -(-count // config.batch_size)
-            checkpoints = warm_up(
-                model,
-                self._tokenized(pool.take(rows)),
-                rates=learning_rates(steps=steps, peak=config.learning_rate, warmup=config.warmup, schedule="linear"),
-                checkpoints=config.epochs,
-                batch_size=config.batch_size,
-                key=train_key,
-                folder=folder / "warm-up",
+            write_gradients(
+                folder,
+                self._start(0),
+                self.examples("pool"),
+                {"queries": self.examples("queries")} if self.data.results["queries"] else {},
+                self._tokenized,
+                key=stage_key(self.experiment.seed, stage),
+                **dataclasses.asdict(config),
             )
-            for name in self._seen:
-                examples = self.examples(name)
-                encoder = GradientEncoder(
-                    model,
-                    checkpoints,
-                    self._tokenized(examples),
-                    direction="adam" if name == "pool" else "gradient",
-                    dimension=config.dimension,
-                    key=key,
-                    batch_size=config.at_once,
-                )
-                write_store(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=1024)
 
         settings = {"encoder": config, "model": self.experiment.model, "scratch": self.experiment.scratch}
         settings |= {"tokens": [train.max_input_tokens, train.max_target_tokens], "dtype": train.dtype}

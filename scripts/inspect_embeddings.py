@@ -23,7 +23,8 @@ from rich.table import Table
 from deft_tsds import build, config
 from deft_tsds.cli import plain_errors
 from deft_tsds.data.examples import Examples, read_examples
-from deft_tsds.embed.store import read_embeddings, write_store
+from deft_tsds.embed.given import read_embeddings
+from deft_tsds.embed.store import write_store
 from deft_tsds.report.map2d import plane, proportional_sample
 from deft_tsds.report.representations import cells, headings, write_representations
 from deft_tsds.runs import console, stage_key, track, write_json

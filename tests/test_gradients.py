@@ -1,10 +1,12 @@
 """Gradient features: against loops, torch, optax and an explicit matrix of signs; how the projection errs."""
 
+import dataclasses
 import functools
 import os
 import subprocess
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import scipy.stats
 from flax import nnx
 from t5_oracle import batch, save_torch_t5
 
+from deft_tsds.config import Gradients, Lora
+from deft_tsds.data.examples import Examples
 from deft_tsds.embed import Encoder
 from deft_tsds.embed.store import write_store
-from deft_tsds.gradients import Checkpoint, GradientEncoder, project, warm_up
+from deft_tsds.gradients import Checkpoint, GradientEncoder, project, warm_up, write_gradients
 from deft_tsds.gradients.features import example_gradients, features
 from deft_tsds.gradients.projection import _hadamard
 from deft_tsds.selection import select
@@ -414,6 +418,63 @@ def test_wrong_arguments(warmed, options, message):
 def test_no_checkpoints(warmed):
     with pytest.raises(ValueError, match="checkpoints: give at least one"):
         encoder(warmed[0], [])
+
+
+# The stores of a pool and its targets.
+
+HOW = Gradients(1024, share=0.4, epochs=2, learning_rate=1e-2, batch_size=8, lora=Lora(rank=2, alpha=4.0), at_once=8)
+
+
+def examples(rows: range, target: str = "t") -> Examples:
+    """Examples whose ids are rows of `make_pairs`."""
+    names = tuple(str(row) for row in rows)
+    same: dict[str, Any] = {
+        "inputs": names,
+        "prompts": names,
+        "targets": (target,) * len(rows),
+        "groups": ("",) * len(rows),
+    }
+    return Examples(ids=names, references=((),) * len(rows), **same)
+
+
+def tokenized(some: Examples) -> Pairs:
+    whole, rows = make_pairs(), [int(name) for name in some.ids]
+    return Pairs(whole.inputs_NxS[rows], whole.labels_NxT[rows], whole.weights_N[rows], cut=0, ids=some.ids)
+
+
+def stores(folder: Path, pool: Examples, targets: Mapping[str, Examples]):
+    options: dict[str, Any] = {"key": jax.random.key(4), **dataclasses.asdict(HOW)}
+    return write_gradients(folder, make_model(), pool, targets, tokenized, **options)
+
+
+def test_the_stores_are_those_of_the_parts(tmp_path):
+    """The short run sees a share of the pool; Adam's steps for the pool, plain gradients for targets, one key."""
+    pool, target = examples(range(21)), examples(range(3, 6))
+    found = stores(tmp_path, pool, {"task": target})
+    share_key, lora_key, train_key, key = jax.random.split(jax.random.key(4), 4)
+    rows = np.sort(np.asarray(jax.random.permutation(share_key, 21))[:8]).tolist()
+    model = add_lora(make_model(), rank=2, alpha=4.0, key=lora_key)
+    rates = learning_rates(steps=2, peak=1e-2, warmup=0.03, schedule="linear")
+    options: dict[str, Any] = {"checkpoints": 2, "batch_size": 8, "key": train_key, "folder": tmp_path / "by hand"}
+    checkpoints = warm_up(model, tokenized(pool.take(rows)), rates=rates, **options)
+    directions: dict[str, Any] = {"pool": "adam", "task": "gradient"}
+    assert list(found) == list(directions)
+    for name, some in {"pool": pool, "task": target}.items():
+        options = {"direction": directions[name], "dimension": 1024, "key": key, "batch_size": 8}
+        by_hand = GradientEncoder(model, checkpoints, tokenized(some), **options)
+        np.testing.assert_array_equal(found[name].array(), by_hand.encode(by_hand.texts))
+        assert found[name].settings == by_hand.settings()
+
+
+def test_a_gradient_needs_a_target(tmp_path):
+    for pool, task, name in (
+        (examples(range(4), ""), examples(range(2)), "pool"),
+        (examples(range(4)), examples(range(2), ""), "task"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{name}, row 0 \('0'\), has no target, and a gradient is that of a loss"
+        ):
+            stores(tmp_path, pool, {"task": task})
 
 
 ON_DEVICES = """\

@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from pools import KEY, pool_of
 
 import deft_tsds as dt
-from deft_tsds.config import Ngrams, OwnEmbeddings, SentenceTransformers, Source, load_as
+from deft_tsds.config import Gradients, Ngrams, OwnEmbeddings, SentenceTransformers, Source, load_as
+from deft_tsds.embed.given import Given
+from deft_tsds.embed.store import write_store
 from deft_tsds.runs import write_jsonl
 from deft_tsds.selection import Selection
 from deft_tsds.selectors import DSIR, Nearest, table
 from deft_tsds.studies import matrix as matrix_module
+from deft_tsds.studies.gradients import GradientsOf
 from deft_tsds.studies.matrix import Matrix, fill, markdown, nonsense, write_matrix
+from deft_tsds.t5 import T5, T5Config
+from deft_tsds.t5.load import save_pretrained, train_tokenizer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "studies" / "matrix.py"
 NAMES = [entry.selector.__name__ for entry in table()]
@@ -35,13 +42,13 @@ def _setting(tmp_path_factory):
     words = np.array(["apple", "pear", "plum", "fig", "date", "lime"])
     texts = [" ".join(rng.choice(words, 1 + row % 4)) + f" {row}" for row in range(len(groups))]
     rows = [
-        {"id": str(i), "text": text, "group": group}
+        {"id": str(i), "text": text, "label": f"label {i % 3}", "group": group}
         for i, (text, group) in enumerate(zip(texts, groups.tolist(), strict=True))
     ]
     write_jsonl(folder / "pool.jsonl", rows)
     write_jsonl(folder / "queries.jsonl", [{**row, "group": "task 1"} for row in rows[:4]])
     pool, queries = (
-        Source(str(folder / f"{name}.jsonl"), input_field="text", target_field=None, group_field="group")
+        Source(str(folder / f"{name}.jsonl"), input_field="text", target_field="label", group_field="group")
         for name in ("pool", "queries")
     )
     own = OwnEmbeddings(str(folder / "pool.npy"), str(folder / "queries.npy"), normalize=False)
@@ -127,6 +134,54 @@ def test_the_page(setting, found, tmp_path):
     assert text.splitlines()[-2].startswith("- (1): DSIR reads counts")
 
 
+@pytest.fixture(name="model")
+def _model(tmp_path):
+    """A folder with a T5 that nobody has trained, and says so."""
+    folder = tmp_path / "t5"
+    tokenizer = train_tokenizer(["apple pear plum", "label 0"], vocab_size=270)
+    tokenizer.save_pretrained(folder)
+    sizes: dict[str, Any] = {
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 8,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+    }
+    save_pretrained(T5(T5Config(vocab_size=len(tokenizer), **sizes), rngs=nnx.Rngs(0)), folder)
+    (folder / "UNTRAINED").write_text("all of it is random.\n")
+    return folder
+
+
+def test_gradients_of_a_model_that_is_untrained(setting, model, monkeypatch):
+    """What the study gives to `write_gradients` (test_gradients.py), and what it makes of the stores."""
+    seen = {}
+
+    def stand_in(folder, t5, pool, targets, tokenized, **options):
+        seen.update(options, width=t5.config.d_model, pairs=tokenized(pool), names=list(targets))
+        for name, examples in {"pool": pool, **targets}.items():
+            np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(len(examples), 7)))
+            given = Given(folder / f"{name}.npy", rows=len(examples), name=name)
+            write_store(folder / name, given.texts, given)
+
+    monkeypatch.setattr("deft_tsds.studies.gradients.write_gradients", stand_in)
+    config = GradientsOf(str(model), Gradients(epochs=3), max_target_tokens=4)
+    small = dataclasses.replace(
+        setting, representations={"gradients": config}, selectors=("LESS", "DSIR"), workdir=model.parent / "run"
+    )
+    found = fill(small)
+    assert (seen["epochs"], seen["width"], seen["names"]) == (3, 8, ["queries"])
+    assert seen["pairs"].labels_NxT.shape == (60, 4)
+    assert [cell["status"] for cell in found["cells"]] == ["chosen", "no sense"]
+    assert found["representations"]["gradients"]["untrained"] == "all of it is random."
+    text = markdown(found)
+    assert "| selector | gradients* [7] |" in text
+    assert text.endswith("- gradients*: all of it is random.")
+    seen.clear()
+    assert fill(small) == found
+    assert not seen  # made once
+
+
 def test_wrong_settings(setting):
     with pytest.raises(ValueError, match="selectors has Nearst: choose among TSDS"):
         fill(dataclasses.replace(setting, selectors=("Nearst",)))
@@ -142,4 +197,5 @@ def test_the_config_file():
     assert config.budget == 50
     assert config.representations["minilm"] == SentenceTransformers("m")
     assert config.selectors == tuple(NAMES)
+    assert len(config.representations) == 8 + 2
     assert "scripts/matrix.py configs/studies/matrix.py" in description

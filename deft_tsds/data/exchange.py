@@ -17,7 +17,7 @@ import numpy as np
 
 from deft_tsds.arrays import as_matrix
 from deft_tsds.data.examples import Examples
-from deft_tsds.embed.store import read_embeddings
+from deft_tsds.embed.given import read_embeddings
 from deft_tsds.runs import atomic_write, file_hash, write_jsonl
 from deft_tsds.sampling import check_key
 from deft_tsds.selection import Selection

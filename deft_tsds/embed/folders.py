@@ -47,6 +47,12 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def untrained(name: str | Path) -> str | None:
+    """What of the model in a folder has never been trained, in the words of its file `UNTRAINED`; None without one."""
+    mark = Path(name).expanduser() / "UNTRAINED"
+    return mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

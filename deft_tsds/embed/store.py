@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.arrays import Rows, as_matrix, check_count, normalize_rows
+from deft_tsds.arrays import Rows, check_count, normalize_rows
 from deft_tsds.embed import Encoder
-from deft_tsds.embed.files import Raw, open_matrix
 from deft_tsds.runs import atomic_write, read_json, track, write_json
 
 FORMAT = 1
@@ -242,39 +241,6 @@ def open_store(folder: str | Path) -> Store:
         normalized=request["normalized"],
         shards=tuple(shards),
     )
-
-
-def read_embeddings(
-    path: str | Path, *, rows: int, name: str = "embeddings", column: str | None = None, raw: Raw | None = None
-) -> np.ndarray:
-    """Read the user's own embeddings, one row an example, in the order of the examples.
-
-    Args:
-        path: a .npy file, a .npz file with one array, a .parquet file with a column of lists, or a raw memory-map.
-            Floats of 16, 32 or 64 bits, [N, D].
-        rows: N, the number of examples.
-        name: what the embeddings are called in errors.
-        column: of a .parquet file; not needed where it has one column of lists of floats.
-        raw: dtype and D of a raw memory-map, which is numbers row after row and says neither.
-
-    Returns:
-        float32 [N, D]: the memory-map itself for float32 in a .npy file or a raw one, else a copy in memory.
-
-    Raises:
-        ValueError: a missing or broken file, another kind of file, several arrays or columns, a wrong dtype, rank,
-            size or number of rows, or a row with a NaN or infinite value.
-    """
-    path = Path(path)
-    array = open_matrix(path, name=name, column=column, raw=raw)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ValueError(f"{name}: {path} is {array.dtype}: give float16, float32 or float64.")
-    if array.ndim != 2:
-        raise ValueError(f"{name}: {path} has shape {array.shape}: give a matrix [rows, dimensions].")
-    if len(array) != rows:
-        raise ValueError(
-            f"{name}: {path} has {len(array)} rows for {rows} examples: give one row an example, in order."
-        )
-    return as_matrix(array, f"{name} ({path})")
 
 
 def _request(

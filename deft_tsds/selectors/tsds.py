@@ -108,7 +108,7 @@ class TSDS:
             if pool.groups_N is None:
                 raise ValueError("TSDS(quotas=..., caps=...) needs groups: give one label a candidate.")
             draw |= {"groups": pool.groups_N, "quotas": self.quotas, "caps": self.caps}
-        problem, plan = self._solve(pool)
+        problem, plan = self.plan(pool)
         probability_N = plan.probabilities()
         if self.fill == "nearest":
             draw["fill"] = _nearest_first(pool)
@@ -136,7 +136,13 @@ class TSDS:
         weights = draws if self.replace else None
         return Selection.of(rows, weights=weights, scores=probability_N[rows], reasons=reasons, info=info)
 
-    def _solve(self, pool: Pool) -> tuple[Problem, Plan]:
+    def plan(self, pool: Pool) -> tuple[Problem, Plan]:
+        """The problem between queries and candidates, and the plan whose probabilities a call draws from: what there
+        is to do once, where many budgets or keys follow.
+
+        Raises:
+            ValueError: as `tsds`, such as neighbours that are too few for `effective_size`.
+        """
         arrays = (pool.embeddings_NxD, pool.queries_MxD)
         neighborhoods: dict[str, Any] = {
             "neighbors": self.neighbors,

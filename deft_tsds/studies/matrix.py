@@ -21,14 +21,16 @@ from deft_tsds.arrays import row_blocks
 from deft_tsds.data.columns import input_words
 from deft_tsds.data.examples import Examples, read_examples
 from deft_tsds.data.ngrams import NgramCounts
+from deft_tsds.embed.folders import untrained
 from deft_tsds.embed.store import open_store, write_store
-from deft_tsds.runs import Run, atomic_write, file_hash, plain, stage_key, track, write_json
+from deft_tsds.runs import Run, Stage, atomic_write, file_hash, plain, stage_key, track, write_json
 from deft_tsds.selectors import DEFT, DSIR, Foreign, Full, Quality, Transport, table
 from deft_tsds.studies.contract import ContractError, check_selector
+from deft_tsds.studies.gradients import GradientsOf, make_gradients
 from deft_tsds.transport import terms
 from deft_tsds.transport.objective import Objective
 
-Representation = cfg.Embedding | cfg.Ngrams
+Representation = cfg.Embedding | cfg.Ngrams | GradientsOf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,8 @@ def fill(matrix: Matrix) -> dict[str, Any]:
     """Run what is missing of a matrix.
 
     Returns:
-        Plain JSON: the sizes, `representations` by name (dimension, settings), and the `cells`, each with
+        Plain JSON: the sizes, `representations` by name (dimension, settings, and what of the model is `untrained`, or
+        None), and the `cells`, each with
         `representation`, `selector`, `status` and, by status,
             "chosen": `own`, the share of chosen rows of the queries' own groups (None
                 where pool and queries have no group in common);
@@ -88,10 +91,7 @@ def fill(matrix: Matrix) -> dict[str, Any]:
             budget above the pool.
     """
     run = Run(matrix.workdir, matrix.seed)
-    pool, queries = (
-        read_examples(source.path, name=name, **_options(source))
-        for name, source in (("pool", matrix.pool), ("queries", matrix.queries))
-    )
+    pool, queries = texts_of(matrix).values()
     if not 1 <= matrix.budget <= len(pool):
         raise ValueError(f"budget is {matrix.budget}, but the pool has {len(pool)} rows to choose from.")
     kinds = {entry.selector.__name__: entry.selector for entry in table()}
@@ -101,7 +101,12 @@ def fill(matrix: Matrix) -> dict[str, Any]:
     cells, shown = [], {}
     for name, config in track(list(matrix.representations.items()), "representations"):
         seen = represent(config, pool, queries, run, name)
-        shown[name] = {"dimension": seen.pool_NxD.shape[1], **plain(config)}
+        folder = getattr(config, "model", None)
+        shown[name] = {
+            "dimension": seen.pool_NxD.shape[1],
+            "untrained": None if folder is None else untrained(folder),
+            **plain(config),
+        }
         counts = seen.counts
         for kind in track(matrix.selectors, name):
             reason = nonsense(kinds[kind], counts=counts, foreign=matrix.foreign)
@@ -118,6 +123,12 @@ def fill(matrix: Matrix) -> dict[str, Any]:
     }
 
 
+def texts_of(matrix: Matrix) -> dict[str, Examples]:
+    """The examples: "pool" and "queries"."""
+    sources = {"pool": matrix.pool, "queries": matrix.queries}
+    return {name: read_examples(source.path, name=name, **_options(source)) for name, source in sources.items()}
+
+
 def represent(config: Representation, pool: Examples, queries: Examples, run: Run, name: str) -> Represented:
     """The embeddings of pool and queries, from their stores where they have been made."""
     texts = hashlib.sha256(json.dumps([pool.prompts, queries.prompts]).encode()).hexdigest()
@@ -125,6 +136,8 @@ def represent(config: Representation, pool: Examples, queries: Examples, run: Ru
         options = {"longest": config.longest, "buckets": config.buckets}
         counts = [NgramCounts(each.prompts, **options) for each in (pool, queries)]
         return Represented(*counts, fingerprint=f"{plain(config)} {texts}")
+    if isinstance(config, GradientsOf):
+        return _stored(make_gradients(config, pool, {"queries": queries}, run=run, stage=f"embeddings/{name}"))
 
     def work(folder: Path) -> None:
         if isinstance(config, cfg.OwnEmbeddings):
@@ -136,7 +149,10 @@ def represent(config: Representation, pool: Examples, queries: Examples, run: Ru
             write_store(folder / side, examples.prompts, encoder, ids=examples.ids)
 
     settings = {"encoder": config, "files": build.encoder_identity(config), "texts": texts}
-    stage = run.do(f"embeddings/{name}", work, settings=settings)
+    return _stored(run.do(f"embeddings/{name}", work, settings=settings))
+
+
+def _stored(stage: Stage) -> Represented:
     pool_NxD, queries_MxD = (open_store(stage.folder / side).array() for side in ("pool", "queries"))
     return Represented(pool_NxD, queries_MxD, stage.fingerprint)
 
@@ -210,7 +226,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     names = list(found["representations"])
     cells = {(cell["selector"], cell["representation"]): cell for cell in found["cells"]}
     reasons = list(dict.fromkeys(cell["reason"] for cell in found["cells"] if "reason" in cell))
-    dimensions = [f"{name} [{found['representations'][name]['dimension']}]" for name in names]
+    apart = {name: found["representations"][name]["untrained"] for name in names}
+    marks = {name: "*" if apart[name] else "" for name in names}
+    dimensions = [f"{name}{marks[name]} [{found['representations'][name]['dimension']}]" for name in names]
     lines = [
         f"{found['budget']:,} of {found['candidates']:,} rows, {found['queries']:,} queries; [D]. A number: the choice "
         "keeps the contract, and so much of it is from the queries' own group. A number in brackets: there is no "
@@ -223,6 +241,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         shown = [_shown(cells[kind, name], reasons) for name in names]
         lines.append(f"| {kind} | " + " | ".join(shown) + " |")
     lines += [""] + [f"- {_number(reason, reasons)}: {reason}" for reason in reasons]
+    lines += [f"- {name}*: {what}" for name, what in apart.items() if what]
     return "\n".join(lines).rstrip()
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
 from deft_tsds.selectors import (
     DSIR,
+    LESS,
     TSDS,
     ClusteredTSDS,
     Full,
@@ -48,30 +50,33 @@ from deft_tsds.selectors import (
 from deft_tsds.selectors.dsir import gumbel_top_k
 from deft_tsds.studies.probe import predict
 from deft_tsds.studies.side_by_side import SideBySide
-from deft_tsds.transport.problem import Plan, Problem
-from deft_tsds.transport.tsds import tsds, tsds_grown
+from deft_tsds.transport.problem import Plan
 
 SHARES = (0.005, 0.01, 0.05)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
-    """Rows of text. Selectors see texts and embeddings, never labels or groups.
+    """Rows of text. Selectors see texts and embeddings, never groups, and labels only by their gradients.
 
     Attributes:
         texts: N texts.
         labels: [N] text.
         groups: [N] text, the data set of each row.
         embeddings_NxD: float32, rows of unit length.
+        gradients_NxG: float32, what a step on each text with its label would do to a model (`deft_tsds.gradients`);
+            None where no contender sees it.
     """
 
     texts: tuple[str, ...]
     labels: np.ndarray
     groups: np.ndarray
     embeddings_NxD: np.ndarray
+    gradients_NxG: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        sizes = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        sizes = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"texts, labels, groups and embeddings must have the same number of rows, not {sizes}.")
 
@@ -79,10 +84,11 @@ class Labelled:
         """Some rows, by a mask or by numbers."""
         numbers = np.arange(len(self.texts))[rows]
         texts = tuple(self.texts[row] for row in numbers.tolist())
-        return Labelled(texts, self.labels[numbers], self.groups[numbers], self.embeddings_NxD[numbers])
+        gradients = None if self.gradients_NxG is None else self.gradients_NxG[numbers]
+        return Labelled(texts, self.labels[numbers], self.groups[numbers], self.embeddings_NxD[numbers], gradients)
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything in it."""
+        """SHA-256 of everything in it but the gradients."""
         digest = hashlib.sha256(np.ascontiguousarray(self.embeddings_NxD).data)
         for column in (self.texts, self.labels.tolist(), self.groups.tolist()):
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
@@ -106,12 +112,11 @@ class Contender:
     """A selector, or the section of a config that describes one."""
     size: float | None = None
     """TSDS only: the effective size of the plan, in budgets."""
-    counts: bool = False
-    """Reads counts of n-grams in place of embeddings."""
+    sees: Literal["embeddings", "counts", "gradients"] = "embeddings"
+    """What it sees of the texts; "counts" are those of n-grams. With "gradients" it sees the labels of the queries as
+    their subtasks too."""
     seeds: int | None = None
     """How often it is measured, where that is not all seeds."""
-    largest: float = 1.0
-    """The largest share of the pool at which it is measured."""
 
     @property
     def drawn(self) -> bool:
@@ -135,15 +140,17 @@ CONTENDERS: dict[str, Contender] = {
     "UnbalancedTransport": Contender(UnbalancedTransport()),
     "Nearest": Contender(Nearest()),
     "RoundRobin": Contender(RoundRobin()),
-    "DSIR": Contender(DSIR(), counts=True),
-    "Herding": Contender(Herding("queries"), largest=0.01),
+    "DSIR": Contender(DSIR(), sees="counts"),
+    "Herding": Contender(Herding("queries")),
+    "LESS": Contender(LESS(), sees="gradients"),
+    "TSDS-KDE, gradients": Contender(TSDS(), sees="gradients"),
 }
-"""The rows of the table, each with its defaults. Three things are not there, or not as they are: `RDSPlus` is
-`RoundRobin` on representations of its own, and so the same choice on the same embeddings; `LESS` needs gradient
-features; and TSDS-TV with its defaults is a uniform draw on embeddings of unit length (C = 5 is above every distance),
-so that it gets the plan with an effective size of twice the budget, where a row is drawn with a chance of about 1/2.
-`ClusteredTSDS` clusters the whole pool in each call, and is measured in one seed; `Herding` passes over the whole pool
-for each row that it takes, and is left out at 5%."""
+"""The rows of the table, each with its defaults. Two things are not there, or not as they are: `RDSPlus` is
+`RoundRobin` on representations of its own, and so the same choice on the same embeddings; and TSDS-TV with its defaults
+is a uniform draw on embeddings of unit length (C = 5 is above every distance), so that it gets the plan with an
+effective size of twice the budget, where a row is drawn with a chance of about 1/2. `ClusteredTSDS` clusters the whole
+pool in each call, and is measured in one seed. Those that see gradients know more than the others: the labels of the
+pool and of the queries."""
 
 
 def measure(
@@ -166,7 +173,8 @@ def measure(
         The stages by (contender, target).
 
     Raises:
-        ValueError: a share outside (0, 1], no seeds, or a target without rows in the pool.
+        ValueError: a share outside (0, 1], no seeds, a target without rows in the pool, or a contender that sees
+            gradients where there are none.
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; it must be at least 1.")
@@ -176,6 +184,9 @@ def measure(
     for target in targets:
         if target.name not in pool.groups:
             raise ValueError(f"the pool has no row of the target {target.name!r}: give its rows that group.")
+    blind = [name for name, contender in contenders.items() if contender.sees == "gradients"]
+    if blind and any(rows.gradients_NxG is None for rows in (pool, *(target.queries for target in targets))):
+        raise ValueError(f"{', '.join(blind)} see gradients: give pool and queries some, or leave these out.")
     features = _Features(pool)
     found = {}
     steps = [(target, name) for target in targets for name in contenders]
@@ -188,15 +199,25 @@ class _Features:
     """What selectors see of the pool; n-grams are counted when the first selector asks for them."""
 
     def __init__(self, pool: Labelled):
-        self.pool, self.fingerprint, self._counts = pool, pool.fingerprint(), None
+        self.pool, self.fingerprint = pool, pool.fingerprint()
 
-    def of(self, target: Target, *, counts: bool) -> Pool:
-        """The pool and the target's queries, as counts or as embeddings."""
-        if not counts:
+    @cached_property
+    def _counts(self) -> NgramCounts:
+        return NgramCounts(self.pool.texts)
+
+    @cached_property
+    def gradients(self) -> str:
+        """SHA-256 of the gradients of the pool."""
+        return _array_hash(self.pool.gradients_NxG)
+
+    def of(self, target: Target, sees: str) -> Pool:
+        """The pool and the target's queries, as a contender sees them."""
+        if sees == "embeddings":
             return Pool.of(self.pool.embeddings_NxD, target.queries.embeddings_NxD)
-        if self._counts is None:
-            self._counts = NgramCounts(self.pool.texts)
-        return Pool.of(self._counts, NgramCounts(target.queries.texts))
+        if sees == "counts":
+            return Pool.of(self._counts, NgramCounts(target.queries.texts))
+        labels = target.queries.labels
+        return Pool.of(self.pool.gradients_NxG, target.queries.gradients_NxG, query_groups=labels)
 
 
 def _stage(
@@ -212,11 +233,10 @@ def _stage(
     wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
     if isinstance(contender.selector, Full):  # it has one budget
         shares = (1.0,)
-    shares = [share for share in shares if share <= contender.largest]
     budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
 
     def work(folder: Path) -> Mapping[str, Any]:
-        chooser = _Chooser(contender, features.of(target, counts=contender.counts))
+        chooser = _Chooser(contender, features.of(target, contender.sees))
         cells, predictions = [], []
         for share, budget in budgets.items():
             for seed in range(wanted):
@@ -236,16 +256,18 @@ def _stage(
             np.save(file, np.array(predictions, dtype=np.str_), allow_pickle=False)
         return {"cells": cells}
 
-    settings = {
+    settings: dict[str, Any] = {
         "selector": plain(contender.selector),
         "size": contender.size,
-        "counts": contender.counts,
+        "sees": contender.sees,
         "shares": shares,
         "seeds": wanted,
         "pool": features.fingerprint,
         "queries": target.queries.fingerprint(),
         "test": target.test.fingerprint(),
     }
+    if contender.sees == "gradients":
+        settings["gradients"] = [features.gradients, _array_hash(target.queries.gradients_NxG)]
     return run.do(f"cells/{target.name}/{name}", work, settings=settings)
 
 
@@ -257,7 +279,6 @@ class _Chooser:
         self._pool, self._size = pool, contender.size
         self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
         self._plans: dict[float | None, Plan] = {}
-        self._problem: Problem | None = None
         self._log_weights_N: np.ndarray | None = None
 
     def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
@@ -276,24 +297,26 @@ class _Chooser:
         return self._select(selector, budget, key).indices
 
     def _select(self, selector: Any, budget: int, key: jax.Array) -> Selection:
-        return select(self._pool.embeddings_NxD, self._pool.queries_MxD, selector=selector, budget=budget, key=key)
+        pool = self._pool
+        return select(
+            pool.embeddings_NxD,
+            pool.queries_MxD,
+            selector=selector,
+            budget=budget,
+            key=key,
+            query_groups=pool.query_groups_M,
+        )
 
     def _plan(self, selector: TSDS | Transport, size: float | None) -> Plan:
-        embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
         if isinstance(selector, Transport):
+            embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
             return SideBySide(embeddings_NxD, queries_MxD, [selector]).plan(0, np.empty(0, np.int64))[0]
-        optimum: dict[str, Any] = {"scale": selector.scale, "regularizer": selector.regularizer}
-        if size is None:
-            alpha = 0.5 if selector.alpha is None else selector.alpha
-            return tsds_grown(embeddings_NxD, queries_MxD, alpha=alpha, **optimum, **_neighborhoods(selector))[1]
-        if self._problem is None:
-            self._problem = Problem.from_embeddings(embeddings_NxD, queries_MxD, **_neighborhoods(selector))
-        return tsds(self._problem, effective_size=size, **optimum)
+        sized = selector if size is None else dataclasses.replace(selector, effective_size=size)
+        return sized.plan(self._pool)[1]
 
 
-def _neighborhoods(selector: TSDS) -> dict[str, Any]:
-    bandwidth = selector.bandwidth if selector.regularizer == "kde" else None
-    return {"neighbors": selector.neighbors, "bandwidth": bandwidth, "density_over": selector.density_over}
+def _array_hash(array: np.ndarray | None) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _no_columns() -> Any:

@@ -114,7 +114,7 @@ def _row(
     names: Sequence[str],
 ) -> dict[str, Any]:
     mine = [cell for cell in cells if cell["contender"] == name and (cell["share"] == share or name == WHOLE)]
-    notes = {cell["note"]: None for cell in mine if "note" in cell} or ({} if mine else {"not measured here.": None})
+    notes = {cell["note"]: None for cell in mine if "note" in cell}
     row: dict[str, Any] = {"contender": name, "seeds": len({cell["seed"] for cell in mine}), "note": " ".join(notes)}
     if notes:
         return row
