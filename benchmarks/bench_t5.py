@@ -4,8 +4,9 @@
     python benchmarks/bench_t5.py --what seeds     # 8 seeds at the size of the demo
 
 "step": both take the same ids through the same shape, without dropout, clip the gradient to norm 1 and step with AdamW;
-each is a process of its own, in turn. "of limit" is the time that the step's matrix products would take at the GEMM
-speed of this run, as a share of ours. First call: compilation, and for torch its warm-up.
+each is a process of its own, in turn, and the best step of all rounds counts, since torch's own differ by a fifth from
+one process to the next. "of limit" is the time that the step's matrix products would take at the GEMM speed of this
+run, as a share of ours. First call: compilation, and for torch its warm-up.
 
 "seeds": whole processes, from the start of the interpreter to the parameters of all runs on disk. Separate runs are
 `finetune` in a process each; together they are one `finetune_many`, on one device, or with its runs shared out between
@@ -41,7 +42,7 @@ class Settings:
     """Rows of a batch of "step"."""
     width: int = 64
     """Tokens a side of "step"."""
-    rounds: int = 2
+    rounds: int = 4
     """How often each contender of "step" gets a process of its own."""
     calls: int = 4
     """Steps timed in each process of "step"; the best counts."""

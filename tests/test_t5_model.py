@@ -218,5 +218,5 @@ def test_unknown_size_names_the_known_ones():
 
 
 def test_dtype_error():
-    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got float16"):
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or float64, got float16"):
         T5(TINY, rngs=nnx.Rngs(0), dtype=jnp.float16)

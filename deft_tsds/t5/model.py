@@ -9,7 +9,7 @@ Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Te
 
 Axes in names: B rows, S source positions, T target positions, D model width, F feed-forward width, H heads,
 K width of a head, V vocabulary, N beams that share a source row, R = B N decoder rows, P relative positions.
-Parameters are float32. The layers compute in `dtype`; norms, softmax and logits are always float32.
+Parameters are float32. The layers compute in `dtype`; norms, softmax and logits are float32 at least.
 """
 
 from __future__ import annotations
@@ -247,21 +247,44 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float) -> nnx.Par
     return nnx.Param(deviation * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
+def _at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, weight_IxO: jax.Array) -> jax.Array:
+    """x @ weight, whose gradient is inputs by cotangents, [I, O].
+
+    JAX's own rule multiplies cotangents by inputs, [O, I], and turns the product: on CPU that takes XLA up to twice as
+    long, since it runs by another kernel.
+    """
+    return x @ weight_IxO
+
+
+def _matmul_backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weight_IxO = saved
+    rows = tuple(range(x.ndim - 1))
+    return cotangent @ weight_IxO.T, jnp.tensordot(x, cotangent, (rows, rows))
+
+
+_matmul.defvjp(lambda x, weight_IxO: (x @ weight_IxO, (x, weight_IxO)), _matmul_backward)
+
+
 def _project(x: jax.Array, weight: Projection) -> jax.Array:
-    return x @ weight[...].astype(x.dtype) if isinstance(weight, nnx.Variable) else weight(x)
+    return _matmul(x, weight[...].astype(x.dtype)) if isinstance(weight, nnx.Variable) else weight(x)
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + epsilon) * scale, in float32."""
+    """x / sqrt(mean(x^2) + epsilon) * scale, in float32 at least."""
 
     def __init__(self, config: T5Config):
         self.epsilon = config.layer_norm_epsilon
         self.scale_D = nnx.Param(jnp.ones(config.d_model, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x_f32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.epsilon)
-        return (x_f32 * inverse * self.scale_D[...]).astype(x.dtype)
+        wide = x.astype(_at_least_float32(x.dtype))
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * inverse * self.scale_D[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -292,9 +315,8 @@ class Attention(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         queries_BxHxTxK = self._heads(x_BxTxD, self.q)
-        scores_BxHxTxS = jnp.einsum(
-            "bhtk,bhsk->bhts", queries_BxHxTxK, keys_BxHxSxK, preferred_element_type=jnp.float32
-        )
+        wide = _at_least_float32(x_BxTxD.dtype)
+        scores_BxHxTxS = jnp.einsum("bhtk,bhsk->bhts", queries_BxHxTxK, keys_BxHxSxK, preferred_element_type=wide)
         weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS + bias).astype(x_BxTxD.dtype)
         weights_BxHxTxS = _dropout(weights_BxHxTxS, self.dropout_rate, key)
         mixed_BxTxHxK = jnp.einsum("bhts,bhsk->bthk", weights_BxHxTxS, values_BxHxSxK)
@@ -421,7 +443,8 @@ class T5(nnx.Module):
     Args:
         config: the shape.
         rngs: gives the initial parameters (stream `params`), in the scheme of Mesh TensorFlow; nothing of it is kept.
-        dtype: float32 or bfloat16, what the layers compute in. Parameters, norms, softmax and logits are float32.
+        dtype: float32 or bfloat16, what the layers compute in, or float64 (under `jax.enable_x64`) for comparisons.
+            Initial parameters are float32; norms, softmax and logits are float32 at least.
         remat: recompute each layer in the backward pass: memory of one layer's activations, a third more time.
 
     `key` in the methods below turns dropout on; each site takes its own key by `fold_in`. Masks are 1 (or True) where a
@@ -430,8 +453,8 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
         dtype = jnp.dtype(dtype)
-        if dtype not in (jnp.float32, jnp.bfloat16):
-            raise ValueError(f"T5: dtype must be float32 or bfloat16, got {dtype.name}.")
+        if dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):
+            raise ValueError(f"T5: dtype must be float32, bfloat16 or float64, got {dtype.name}.")
         self.config, self.dtype, self.remat = config, dtype, remat
         self.embedding_VxD = _normal(rngs, (config.vocab_size, config.d_model), 1.0)
         self.encoder = Stack(config, EncoderLayer, config.num_layers, rngs=rngs)
@@ -476,7 +499,8 @@ class T5(nnx.Module):
                 _decode_layer, layer, x_BxTxD, bias_HxTxT, states_BxSxD, source_bias, _fold(key, number)
             )
         x_BxTxD = self._last(x_BxTxD, _fold(key, len(self.decoder.layers) + 1))
-        return jnp.einsum("btd,vd->btv", x_BxTxD, self._output(), preferred_element_type=jnp.float32)
+        wide = _at_least_float32(self.dtype)
+        return jnp.einsum("btd,vd->btv", x_BxTxD, self._output(), preferred_element_type=wide)
 
     def start(self, states_BxSxD: jax.Array, mask_BxS: ArrayLike, *, max_length: int, beams: int = 1) -> Cache:
         """An empty cache for at most `max_length` steps of `beams` decoder rows for each source row."""
@@ -509,7 +533,8 @@ class T5(nnx.Module):
                 x_Rx1xD, bias_Hx1xT, source, cache.source_bias_Bx1x1xS, past=(position, layer_past)
             )
             past.append(layer_past)
-        logits_RxV = jnp.matmul(self._last(x_Rx1xD, None)[:, 0], cache.output_DxV, preferred_element_type=jnp.float32)
+        wide = _at_least_float32(self.dtype)
+        logits_RxV = jnp.matmul(self._last(x_Rx1xD, None)[:, 0], cache.output_DxV, preferred_element_type=wide)
         return logits_RxV, cache._replace(past=tuple(past))
 
     def _embed(self, ids: ArrayLike, key: jax.Array | None) -> jax.Array:

@@ -50,38 +50,45 @@ def token_losses(logits_BxTxV: jax.Array, labels_BxT: jax.Array, terms: LossTerm
     return log_z_BxT - aimed_BxT + terms.z_loss * jnp.square(log_z_BxT)
 
 
+def _token_weights(model: T5, batch: Batch) -> jax.Array:
+    """w_i where the label counts and 0 at padding, float32 [B, T]."""
+    return jnp.where(batch["labels"] != model.config.pad_token_id, batch["weights"][:, None], 0.0)
+
+
 def summed_loss(
     model: T5, batch: Batch, key: jax.Array | None, terms: LossTerms
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Sum of the weighted token losses; the sum of the weights, and the sum of the losses of each example [B]."""
-    inputs, labels, pad = batch["inputs"], batch["labels"], model.config.pad_token_id
-    logits = model(inputs, inputs != pad, shift_right(labels, model.config), key=key)
-    weights = jnp.where(labels != pad, batch["weights"][:, None], 0.0)
-    losses_B = jnp.sum(token_losses(logits, labels, terms) * weights, axis=1)
-    return jnp.sum(losses_B), (jnp.sum(weights), losses_B)
+    inputs, labels = batch["inputs"], batch["labels"]
+    logits = model(inputs, inputs != model.config.pad_token_id, shift_right(labels, model.config), key=key)
+    weights_BxT = _token_weights(model, batch)
+    losses_B = jnp.sum(token_losses(logits, labels, terms) * weights_BxT, axis=1)
+    return jnp.sum(losses_B), (jnp.sum(weights_BxT), losses_B)
 
 
 def _step(graph, optimizer, params, moments, frozen, batch, learning_rate, key, terms, accumulate):
-    def part_loss(params, part, key):
-        return summed_loss(nnx.merge(graph, params, frozen), part, key, terms)
+    # Known beforehand, the weight of the whole batch needs no pass over the gradient afterwards.
+    weight = jnp.sum(_token_weights(nnx.merge(graph, params, frozen), batch))
+    weight = jnp.where(weight > 0, weight, 1.0)  # a batch of examples of weight 0 teaches nothing
 
-    gradient = jax.value_and_grad(part_loss, has_aux=True)
+    def part_loss(params, part, key):
+        total, (_, losses_B) = summed_loss(nnx.merge(graph, params, frozen), part, key, terms)
+        return total / weight, losses_B
+
+    gradient = jax.grad(part_loss, has_aux=True)
     if accumulate == 1:
-        (_, (weight, losses_B)), grads = gradient(params, batch, key)
+        grads, losses_B = gradient(params, batch, key)
     else:
 
-        def add_part(sums, part_and_key):
-            (_, (weight, losses)), grads = gradient(params, *part_and_key)
-            return jax.tree.map(jnp.add, sums, (weight, grads)), losses
+        def add_part(grads, part_and_key):
+            more, losses_B = gradient(params, *part_and_key)
+            return jax.tree.map(jnp.add, grads, more), losses_B
 
         # Part a holds rows a, a + accumulate, ...: a device that holds a run of rows has its share of every part.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         keys = jax.random.split(key, accumulate)
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        (weight, grads), losses_AxB = jax.lax.scan(add_part, zeros, (parts, keys))
+        grads, losses_AxB = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, params), (parts, keys))
         losses_B = losses_AxB.T.reshape(-1)
-    weight = jnp.where(weight > 0, weight, 1.0)  # a batch of examples of weight 0 teaches nothing
-    grads = jax.tree.map(lambda x: x / weight, grads)
     updates, moments = optimizer.update(grads, moments, params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
     return params, moments, StepLoss(jnp.sum(losses_B) / weight, losses_B)
