@@ -195,7 +195,9 @@ def test_with_equal_seeds_the_difference_is_the_normal_one_over_examples():
     a, b = np.random.default_rng(0).normal(size=(2, 1, 400)) * 10
     found = difference(METRIC, runs(np.repeat(a, 3, 0)), runs(np.repeat(b, 3, 0)), resamples=4000, seed=0)
     half = 1.96 * np.std(a - b) / 20
-    np.testing.assert_allclose([found.low, found.high], np.mean(a - b) + np.array([-half, half]), atol=0.06 * half)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.mean(a - b) + np.array([-half, half]), atol=float(0.06 * half)
+    )
     assert found.effect is None
 
 

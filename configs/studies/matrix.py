@@ -14,6 +14,7 @@ that a machine lacks. `--foreign FILE` gives `Foreign` what another tool chose. 
 """
 
 from pathlib import Path
+from typing import Any
 
 from deft_tsds.config import (
     Concatenated,
@@ -33,7 +34,7 @@ from deft_tsds.studies.matrix import Matrix
 
 MINILM = SentenceTransformers("sentence-transformers/all-MiniLM-L6-v2")
 T5 = "../shared/models/t5-nano"
-FIELDS = {"input_field": "text", "target_field": "label", "group_field": "dataset"}
+FIELDS: dict[str, Any] = {"input_field": "text", "target_field": "label", "group_field": "dataset"}
 
 config = Matrix(
     pool=Source("../shared/data/domain/domain_pool.jsonl.gz", limit=2000, **FIELDS),

@@ -148,7 +148,8 @@ def _follow(
 ) -> Iterator[tuple[int, Objective, float, Found]]:
     """For each point its place, its objective and scale, and where the descent from its neighbours' ends came to."""
     ones = [_at(objective, names, point_W) for point_W in points_SxW]
-    scales_S = np.array([_scale(one, even) for one in ones])
+    scales = [_scale(one, even) for one in ones]
+    scales_S = np.array(scales)
 
     def descend_at(places: list[int], starts: list[Start], most: int) -> list[Found]:
         rows = np.resize(np.arange(len(places)), lanes)  # as many each time, so that it compiles once
@@ -167,7 +168,7 @@ def _follow(
     if entropy(ends[order[0]]) < entropy(ends[order[-1]]):
         order.reverse()
     patience = min(most, _PATIENCE * sum(int(found.count) for found in ends.values()))
-    yield from ((i, ones[i], scales_S[i], found) for i, found in ends.items())
+    yield from ((i, ones[i], scales[i], found) for i, found in ends.items())
 
     trail, step = Trail().to(ends[order[0]].log_r_MxK, points_SxW[order[0]]), ends[order[0]].step
     between = order[1:-1]
@@ -178,7 +179,7 @@ def _follow(
             if patience <= int(found.count) < most:
                 found = descend_at([i], [cold], most)[0]
                 found = found._replace(count=found.count + patience)
-            yield i, ones[i], scales_S[i], found
+            yield i, ones[i], scales[i], found
             trail, step = trail.to(found.log_r_MxK, points_SxW[i]), found.step
 
 
@@ -230,16 +231,17 @@ def _split(problem: Problem, objective: Objective, limit: Any) -> tuple[Objectiv
         if term.function in terms.KINKED:
             kinked[term.function] = kinked.get(term.function, 0.0) + objective.weights[name]
     smooth = [name for name, term in objective.terms.items() if term.function not in terms.KINKED]
-    regions: list[Region] = []
+    boxes = []
     for function, weight in kinked.items():
         if function is not terms.tv_deviation:
             inverse_U, total = terms.inverse_densities(problem, function)
             reference = jnp.full((), 1 / total, weights_M.dtype)
             least = reference if k < n else jnp.zeros_like(reference)
-            regions.append(Box(weights_M, inverse_U[problem.index_MxK], reference, least, weight))
+            boxes.append(Box(weights_M, inverse_U[problem.index_MxK], reference, least, weight))
+    regions: list[Region] = list(boxes)
     if terms.tv_deviation in kinked:
         tv = Tv(weights_M, jnp.array(1 / n), jnp.array((n - k) / n), kinked[terms.tv_deviation])
-        regions = [TvBox(tv, regions[0]), *regions[1:]] if regions else [tv]
+        regions = [TvBox(tv, boxes[0]), *boxes[1:]] if boxes else [tv]
     if limit is not None:
         regions.append(Marginal(weights_M, problem.index_MxK, *limit))
     rest = Objective({key: objective.weights[key] for key in smooth}, {key: objective.terms[key] for key in smooth})
