@@ -153,10 +153,10 @@ def _follow(
 
     def descend_at(places: list[int], starts: list[Start], most: int) -> list[Found]:
         rows = np.resize(np.arange(len(places)), lanes)  # as many each time, so that it compiles once
-        starts_L = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(starts[row] for row in rows))
         points_LxW, scales_L = points_SxW[places][rows], scales_S[places][rows]
-        found_L = _descend_together(problem, objective, names, points_LxW, starts_L, scales_L, tolerance, most)
-        return [jax.tree.map(operator.itemgetter(row), found_L) for row in range(len(places))]
+        begin = [starts[row] for row in rows]
+        found = _descend_together(problem, objective, names, points_LxW, begin, scales_L, tolerance, most)
+        return found[: len(places)]
 
     def entropy(found: Found) -> float:
         log_r_MxK = found.log_r_MxK
@@ -190,15 +190,16 @@ def _at(objective: Objective, names: tuple[str, ...], point_W: Any) -> Objective
 
 @functools.partial(jax.jit, static_argnames="names")
 def _descend_together(
-    problem: Problem, objective: Objective, names: tuple[str, ...], points_LxW, starts_L, scales_L, tolerance, most
-) -> Found:
+    problem: Problem, objective: Objective, names: tuple[str, ...], points_LxW, starts, scales_L, tolerance, most
+) -> list[Found]:
     def one(point_W, start, scale):
         return descend(problem, *_split(problem, _at(objective, names, point_W), None), start, scale, tolerance, most)
 
-    arguments = points_LxW, starts_L, scales_L
-    if len(points_LxW) > 1:
-        return jax.vmap(one)(*arguments)
-    return jax.tree.map(lambda leaf: leaf[None], one(*jax.tree.map(operator.itemgetter(0), arguments)))
+    if len(starts) == 1:
+        return [one(points_LxW[0], starts[0], scales_L[0])]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    found_L = jax.vmap(one)(points_LxW, stacked, scales_L)
+    return [jax.tree.map(operator.itemgetter(lane), found_L) for lane in range(len(starts))]
 
 
 def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
