@@ -130,8 +130,8 @@ def time_step(settings: Settings) -> None:
     )
 
 
-def run_seeds(folder: str, first: int, seeds: int, steps: int, devices: int) -> None:
-    """Fine-tune so many seeds of the demo's model: one by `finetune`, several by `finetune_many`."""
+def run_seeds(folder: str, first: int, seeds: int, steps: int, devices: int, vmapped: int | None) -> None:
+    """Fine-tune so many seeds of the demo's model: one by `finetune`, several by `finetune_many(vmapped=)`."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
@@ -160,14 +160,14 @@ def run_seeds(folder: str, first: int, seeds: int, steps: int, devices: int) -> 
         finetune(models[0], pairs[0], key=keys[0], **settings)
     else:
         mesh = None if devices == 1 else make_mesh(shards=1)
-        finetune_many(models, pairs, keys=keys, mesh=mesh, **settings)
+        finetune_many(models, pairs, keys=keys, mesh=mesh, vmapped=vmapped, **settings)
     for number, model in enumerate(models, start=first):
         save_pretrained(model, Path(folder) / f"model-{number}")
 
 
-def _process(folder: str, first: int, seeds: int, steps: int, devices: int) -> float:
+def _process(folder: str, first: int, seeds: int, steps: int, devices: int, vmapped: int | None) -> float:
     """Seconds of a process that does `run_seeds`."""
-    call = f"import bench_t5; bench_t5.run_seeds({folder!r}, {first}, {seeds}, {steps}, {devices})"
+    call = f"import bench_t5; bench_t5.run_seeds({folder!r}, {first}, {seeds}, {steps}, {devices}, {vmapped})"
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", call], check=True, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -178,17 +178,19 @@ def time_seeds(settings: Settings) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
 
-        def timed(name: str, first: int, seeds: int, devices: int) -> float:
-            return _process(f"{folder}/{name}", first, seeds, settings.steps, devices)
+        def timed(name: str, first: int, seeds: int, devices: int, vmapped: int | None = None) -> float:
+            return _process(f"{folder}/{name}", first, seeds, settings.steps, devices, vmapped)
 
         first = timed("separate", 0, 1, 1)
         together = timed("together", 0, settings.seeds, 1)
+        by_vmap = timed("vmap", 0, settings.seeds, 1, settings.seeds)
         shared = timed("shared", 0, settings.seeds, settings.devices)
         last = timed("separate", settings.seeds - 1, 1, 1)
     separate = settings.seeds * (first + last) / 2
     rows = [
         [f"{settings.seeds} separate runs", f"{separate:.1f}", ""],
         ["one program, one device", f"{together:.1f}", f"{together / separate:.2f}"],
+        ["one program, one device, by vmap", f"{by_vmap:.1f}", f"{by_vmap / separate:.2f}"],
         [f"one program, {settings.devices} devices", f"{shared:.1f}", f"{shared / separate:.2f}"],
     ]
     title = f"{settings.seeds} seeds at the demo's size, {settings.steps} steps of 32 rows, whole processes"
