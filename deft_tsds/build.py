@@ -400,6 +400,13 @@ def steps(train: cfg.Train, examples: int) -> int:
     return count
 
 
+def check_train(train: cfg.Train) -> None:
+    """Raise ValueError for settings of the fine-tuning that do not go together."""
+    steps(train, examples=1)
+    if train.side_by_side and (train.patience is not None or train.keep_best):
+        raise ValueError("train.side_by_side has no early stopping: set train.patience to None, keep_best to False.")
+
+
 def check_metrics(names: tuple[str, ...]) -> None:
     """Raise ValueError for a metric that does not exist."""
     unknown = sorted(set(names) - set(METRICS))

@@ -75,10 +75,10 @@ class Source:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Target examples taken out of one group of the pool."""
+    """Target examples taken out of the pool, at random."""
 
-    group: str
-    """The group to take them from."""
+    group: str | None = None
+    """The group to take them from; None takes them from all."""
     count: int = 200
     """How many; they leave the pool."""
 
@@ -373,6 +373,9 @@ class Train:
     """Weight of log(Z)^2 in the loss, which keeps the logits from drifting; T5 was trained with 1e-4."""
     lora: Lora | None = None
     """Train low-rank factors and leave the model as it is; None trains all parameters."""
+    side_by_side: bool = False
+    """Train the replicates of an arm in one program, which is faster for small models. No early stopping then; dropout
+    draws other numbers, since the batches of a step are all as wide as the widest of them."""
     profile: bool = False
     """Write a trace of three steps to finetune/<arm>/seed-<r>/profile."""
     save_every: int = 500

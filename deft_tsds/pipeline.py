@@ -32,7 +32,16 @@ from deft_tsds.t5.card import write_model_card
 from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
 from deft_tsds.t5.lora import add_lora
-from deft_tsds.training.finetune import LossTerms, Pairs, finetune, learning_rates, make_optimizer, tokenize_pairs
+from deft_tsds.training.finetune import (
+    LossTerms,
+    Pairs,
+    Trained,
+    finetune,
+    finetune_many,
+    learning_rates,
+    make_optimizer,
+    tokenize_pairs,
+)
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -72,7 +81,7 @@ class Pipeline:
         if experiment.replicates < 1:
             raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
         build.check_metrics(experiment.evaluate.metrics)
-        build.steps(experiment.train, examples=1)
+        build.check_train(experiment.train)
         pool = functools.cache(lambda: self.examples("pool"))
         self.selectors = {
             name: build.selector(arm.selector, name=name, pool=pool) for name, arm in experiment.arms.items()
@@ -368,64 +377,110 @@ class Pipeline:
         )
 
     def finetune(self, arm: str, replicate: int) -> Stage:
-        """Fine-tune on what the arm chose: finetune/<arm>/seed-<r>/{checkpoints,metrics.jsonl,model}."""
+        """Fine-tune on what the arm chose: finetune/<arm>/seed-<r>/{checkpoints,metrics.jsonl,model}. With
+        `side_by_side`: finetune/<arm>/side-by-side/, with the checkpoints of all replicates and a seed-<r>/ of each."""
         train = self.experiment.train
+        if train.side_by_side:
+            together, run = self._finetune_all(arm), f"seed-{replicate}"
+            return Stage(f"{together.name}/{run}", together.folder / run, together.fingerprint, together.results[run])
         selected = self.select(arm, replicate)
+        name = f"finetune/{arm}/seed-{replicate}"
 
         def work(folder: Path) -> dict[str, Any]:
-            tokenizer = load_tokenizer(str(self.tokenizer.folder / "tokenizer"))
-            selection = Selection.load(selected.folder / "selection")
-            chosen = self.examples("pool").take(selection.indices)
-            pairs = self._tokenized(chosen, selection.weights)
-            model = self._start(replicate)
-            if train.lora is not None:
-                key = stage_key(self.experiment.seed, "lora", str(replicate))
-                model = add_lora(model, **dataclasses.asdict(train.lora), key=key)
+            model, chosen, pairs = self._before_training(selected, replicate)
             trained = finetune(
                 model,
                 pairs,
-                rates=learning_rates(
-                    steps=build.steps(train, len(chosen)),
-                    peak=train.learning_rate,
-                    warmup=train.warmup,
-                    schedule=train.schedule,
-                ),
-                batch_size=train.batch_size,
-                accumulate=train.accumulate,
-                terms=LossTerms(train.label_smoothing, train.z_loss),
                 key=stage_key(self.experiment.seed, "finetune", str(replicate)),
                 folder=folder,
-                optimizer=make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
-                validation=self._tokenized(self.examples("validation")) if train.validation else None,
-                validate_every=train.validate_every,
                 patience=train.patience,
                 keep_best=train.keep_best,
-                save_every=train.save_every,
-                log_every=train.log_every,
-                profile=train.profile,
-                description=f"finetune/{arm}/seed-{replicate}",
+                description=name,
+                **self._recipe(len(pairs)),
             )
-            save_pretrained(model, folder / "model")
-            tokenizer.save_pretrained(folder / "model")
-            base = self.experiment.model
-            write_model_card(
-                folder / "model",
-                base="A T5 with random weights" if base == "scratch" else base,
-                selector=str(selection.info["selector"]),
-                count=len(selection),
-                selection={name: value for name, value in selection.info.items() if name != "seconds"},
-                training={"settings": plain(train), **plain(trained)},
-            )
-            return {**plain(trained), "pairs": len(pairs), "cut": pairs.cut}
+            return self._keep(folder, model, chosen, pairs, trained)
 
-        settings = {
-            "train": train,
-            "model": self.experiment.model,
-            "scratch": self.experiment.scratch,
-            "replicate": replicate,
+        return self.run.do(
+            name,
+            work,
+            settings=self._training_settings | {"replicate": replicate},
+            upstream=[selected, self.tokenizer],
+        )
+
+    def _finetune_all(self, arm: str) -> Stage:
+        """All replicates of an arm in one program."""
+        replicates = range(self.experiment.replicates)
+        selected = [self.select(arm, replicate) for replicate in replicates]
+        name, runs = f"finetune/{arm}/side-by-side", [f"seed-{replicate}" for replicate in replicates]
+
+        def work(folder: Path) -> dict[str, Any]:
+            models, chosen, pairs = zip(*map(self._before_training, selected, replicates), strict=True)
+            trained = finetune_many(
+                models,
+                pairs,
+                keys=[stage_key(self.experiment.seed, "finetune", str(replicate)) for replicate in replicates],
+                folder=folder,
+                names=runs,
+                description=name,
+                **self._recipe(len(pairs[0])),
+            )
+            parts = zip(runs, models, chosen, pairs, trained, strict=True)
+            return {run: self._keep(folder / run, *rest) for run, *rest in parts}
+
+        settings = self._training_settings | {"replicates": len(runs)}
+        return self.run.do(name, work, settings=settings, upstream=[*selected, self.tokenizer])
+
+    @property
+    def _training_settings(self) -> dict[str, Any]:
+        experiment = self.experiment
+        return {"train": experiment.train, "model": experiment.model, "scratch": experiment.scratch}
+
+    def _before_training(self, selected: Stage, replicate: int) -> tuple[Any, Selection, Pairs]:
+        """The model to start from, what was chosen, and its pairs."""
+        lora = self.experiment.train.lora
+        selection = Selection.load(selected.folder / "selection")
+        pairs = self._tokenized(self.examples("pool").take(selection.indices), selection.weights)
+        model = self._start(replicate)
+        if lora is not None:
+            key = stage_key(self.experiment.seed, "lora", str(replicate))
+            model = add_lora(model, **dataclasses.asdict(lora), key=key)
+        return model, selection, pairs
+
+    def _recipe(self, examples: int) -> dict[str, Any]:
+        """What `finetune` and `finetune_many` are told alike."""
+        train = self.experiment.train
+        return {
+            "rates": learning_rates(
+                steps=build.steps(train, examples),
+                peak=train.learning_rate,
+                warmup=train.warmup,
+                schedule=train.schedule,
+            ),
+            "batch_size": train.batch_size,
+            "accumulate": train.accumulate,
+            "terms": LossTerms(train.label_smoothing, train.z_loss),
+            "optimizer": make_optimizer(train.optimizer, weight_decay=train.weight_decay, clip=train.clip),
+            "validation": self._tokenized(self.examples("validation")) if train.validation else None,
+            "validate_every": train.validate_every,
+            "save_every": train.save_every,
+            "log_every": train.log_every,
+            "profile": train.profile,
         }
-        name = f"finetune/{arm}/seed-{replicate}"
-        return self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
+
+    def _keep(self, folder: Path, model: Any, chosen: Selection, pairs: Pairs, trained: Trained) -> dict[str, Any]:
+        """Write the trained model with tokenizer and card: model/."""
+        base = self.experiment.model
+        save_pretrained(model, folder / "model")
+        load_tokenizer(str(self.tokenizer.folder / "tokenizer")).save_pretrained(folder / "model")
+        write_model_card(
+            folder / "model",
+            base="A T5 with random weights" if base == "scratch" else base,
+            selector=str(chosen.info["selector"]),
+            count=len(chosen),
+            selection={name: value for name, value in chosen.info.items() if name != "seconds"},
+            training={"settings": plain(self.experiment.train), **plain(trained)},
+        )
+        return {**plain(trained), "pairs": len(pairs), "cut": pairs.cut}
 
     def evaluate(self, arm: str, replicate: int) -> Stage:
         """Generate and score: evaluate/<arm>/seed-<r>/{predictions_<test>.jsonl,statistics_<test>.<metric>.npy}."""

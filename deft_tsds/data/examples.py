@@ -235,14 +235,14 @@ def read_examples(
     return Examples(*zip(*columns, strict=True), flags=arrays)
 
 
-def split_queries(examples: Examples, *, group: str, count: int, key: jax.Array) -> tuple[Examples, Examples]:
-    """Hold out `count` random rows of one group as the target examples.
+def split_queries(examples: Examples, *, group: str | None, count: int, key: jax.Array) -> tuple[Examples, Examples]:
+    """Hold out `count` random rows of one group, or of all, as the target examples.
 
     Rows of the rest may still share their input with a query (several references of one sentence): see `leakage`.
 
     Args:
         examples: the pool, N rows.
-        group: the group to take them from.
+        group: the group to take them from; None takes them from the whole pool.
         count: how many, 1 to the size of the group.
         key: JAX random key.
 
@@ -252,12 +252,15 @@ def split_queries(examples: Examples, *, group: str, count: int, key: jax.Array)
     Raises:
         ValueError: an unknown group, or one with fewer than `count` rows.
     """
-    members = np.array([row for row, name in enumerate(examples.groups) if name == group], dtype=np.int64)
+    members = np.arange(len(examples))
+    if group is not None:
+        members = np.array([row for row, name in enumerate(examples.groups) if name == group], dtype=np.int64)
     if members.size == 0:
         sizes = ", ".join(f"{name!r} ({size})" for name, size in Counter(examples.groups).most_common())
         raise ValueError(f"queries: no row has the group {group!r}. The groups, with their rows, are {sizes}.")
     if not 1 <= count <= members.size:
-        raise ValueError(f"queries: count is {count}, but the group {group!r} has {members.size} rows: give 1 to that.")
+        whole = "the pool" if group is None else f"the group {group!r}"
+        raise ValueError(f"queries: count is {count}, but {whole} has {members.size} rows: give 1 to that.")
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     chosen = np.sort(generator.choice(members, size=count, replace=False))
     return examples.take(chosen), examples.take(np.setdiff1d(np.arange(len(examples)), chosen))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -36,8 +36,11 @@ class DEFT:
     whose clusters are best told apart on a sample, from 2 to `most_clusters`; info has the score of each."""
 
     base: float = 0.3
-    """Share of the whole pool (not of the budget) that is drawn as the base set: by group in proportion to the
-    groups' sizes, uniformly where there are no groups."""
+    """Share that is drawn as the base set: by group in proportion to the groups' sizes, uniformly where there are no
+    groups."""
+
+    base_of: Literal["pool", "budget"] = "pool"
+    """What `base` is a share of. The paper's is of the pool; a share of the budget goes with any budget."""
 
     easy: float = 0.0
     """alpha, the share of a cluster's rows that are taken nearest to the centroid. easy + hard + random = 1."""
@@ -67,16 +70,23 @@ class DEFT:
             )
         if self.per_cluster is not None:
             check_count(self.per_cluster, "per_cluster", 1)
+        if self.base_of not in ("pool", "budget"):
+            raise ValueError(f'base_of must be "pool" or "budget", not {self.base_of!r}.')
 
     def check_budget(self, budget: int, candidates: int) -> None:
         """Raise ValueError when the base set leaves nothing of the budget; known before anything is embedded."""
-        base_count = round(self.base * candidates)
+        base_count = self._base_count(budget, candidates)
         if base_count >= budget:
+            whole = candidates if self.base_of == "pool" else budget
             raise ValueError(
-                f"base = {self.base:g} of {candidates} candidates is {base_count} rows, which leaves nothing of the "
-                f"budget of {budget} for the core-set: lower base below {budget / candidates:.4g}, raise the budget "
+                f"base = {self.base:g} of {whole} {'candidates' if self.base_of == 'pool' else 'chosen'} is "
+                f"{base_count} rows, which leaves nothing of the "
+                f"budget of {budget} for the core-set: lower base below {budget / whole:.4g}, raise the budget "
                 f"above {base_count}, or use Random(stratified=True) for a base set alone."
             )
+
+    def _base_count(self, budget: int, candidates: int) -> int:
+        return round(self.base * (candidates if self.base_of == "pool" else budget))
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """What the clustering will need (see `deft_tsds.cost`)."""
@@ -86,7 +96,7 @@ class DEFT:
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         n = len(pool)
         self.check_budget(budget, n)
-        base_count = round(self.base * n)
+        base_count = self._base_count(budget, n)
         key_base, key_clusters, key_random = jax.random.split(key, 3)
         chosen, base_rows = self._base(pool, base_count, key_base)
 

@@ -195,6 +195,7 @@ def finetune_many(
     save_every: int = 500,
     log_every: int = 20,
     profile: bool = False,
+    names: Sequence[str] | None = None,
     vmapped: int | None = None,
     mesh: Mesh | None = None,
     description: str = "fine-tuning",
@@ -209,7 +210,8 @@ def finetune_many(
       models: R models, changed in place. Models with low-rank factors must share all else.
       pairs: R training sets; they may differ in size.
       keys: R keys.
-      folder: gets `checkpoints/` (of all runs together), and `<r>/metrics.jsonl` for each run.
+      folder: gets `checkpoints/` (of all runs together), and `<name>/metrics.jsonl` for each run.
+      names: of the R runs, for their folders and in messages; 0, 1, ... by default.
       vmapped: runs computed side by side by `vmap`; the others follow in the same program. By default all, and 1 on
         CPU, where XLA multiplies the matrices of a batch one by one anyway and eight models at once leave the cache.
       mesh: its devices share the runs out among them; R must be a multiple of their number.
@@ -221,8 +223,10 @@ def finetune_many(
       FloatingPointError: the loss of a run is no longer finite; the message names the run and its pairs.
     """
     count, devices = len(models), 1 if mesh is None else mesh.size
-    if not count or len(pairs) != count or len(keys) != count:
-        raise ValueError(f"finetune_many: got {count} models, {len(pairs)} pairs and {len(keys)} keys; give one a run.")
+    names = [str(run) for run in range(count)] if names is None else list(names)
+    if not count or {len(pairs), len(keys), len(names)} != {count}:
+        given = f"{count} models, {len(pairs)} pairs, {len(keys)} keys and {len(names)} names"
+        raise ValueError(f"finetune_many: got {given}; give one a run.")
     if count % devices:
         raise ValueError(f"finetune_many: {count} runs cannot be shared out evenly among {devices} devices.")
     _check(pairs, validation, models[0], batch_size=batch_size, accumulate=accumulate, devices=1)
@@ -269,9 +273,10 @@ def finetune_many(
             log_every=log_every,
             profile=profile,
             description=description,
+            names=names,
         ),
         folder=folder,
-        logs=[folder / str(run) / "metrics.jsonl" for run in range(count)],
+        logs=[folder / name / "metrics.jsonl" for name in names],
         peak=devices * gemm_peak(models[0].dtype),
     )
     for run, model in enumerate(models):

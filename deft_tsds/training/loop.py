@@ -54,6 +54,8 @@ class Plan:
     log_every: int
     profile: bool
     description: str
+    names: Sequence[str] = ("",)
+    """What messages call each of the R runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _finite_losses(step: int, feed: Feed, loss: StepLoss, plan: Plan) -> list[fl
     run = int(np.flatnonzero(~np.isfinite(losses_R))[0])
     examples_B = gathered(loss.examples_B).reshape(len(losses_R), -1)[run]
     wrong = [name for name, value in zip(feed.names[run], examples_B, strict=True) if not np.isfinite(value)]
-    where = plan.description if len(losses_R) == 1 else f"{plan.description}, run {run}"
+    where = plan.description if len(losses_R) == 1 else f"{plan.description}, run {plan.names[run]}"
     if wrong and len(wrong) < len(examples_B):
         cause = (
             f"It comes from {len(wrong)} of its {len(examples_B)} pairs: {', '.join(wrong)}. Look at these, or lower"
