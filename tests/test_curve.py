@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +18,7 @@ from deft_tsds.report.curve import curve_figure, write_curve
 from deft_tsds.selectors import DEFT, Full, Random
 from deft_tsds.studies.curve import curve, judge
 
+ROOT = Path(__file__).parents[1]
 METRIC, SEEDS, EXAMPLES = "exact_match", 5, 150
 
 SMALL = Experiment(
@@ -77,6 +84,46 @@ def test_a_study_goes_on_to_the_same_table(study, capsys):
     assert curve(experiment, budgets=[0.5], margin=5.0) == table
     show_curve(table)
     assert "random: " in capsys.readouterr().err
+
+
+CONFIG = """\
+import sys
+sys.path.insert(0, {tests!r})
+from test_curve import KILLED
+config = KILLED
+"""
+KILLED = dataclasses.replace(
+    SMALL,
+    arms={"random": Arm(Random())},
+    replicates=3,
+    train=dataclasses.replace(SMALL.train, side_by_side=True, save_every=1),
+)
+
+
+def test_killed_at_random_the_study_ends_the_same(tmp_path):
+    """SIGKILL at a random moment after the next stage of the study is done, again and again (`KILLS=10` for more)."""
+    (tmp_path / "killed.py").write_text(CONFIG.format(tests=str(ROOT / "tests")))
+
+    def start(name: str) -> subprocess.Popen:
+        options = ["--budgets", "0.3,0.5,0.7", "--margin", "5", "--workdir", str(tmp_path / name)]
+        script = [sys.executable, str(ROOT / "scripts" / "curve.py"), str(tmp_path / "killed.py")]
+        return subprocess.Popen([*script, *options], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+    def stages(name: str) -> int:
+        return len(list((tmp_path / name).rglob("manifest.json")))
+
+    assert start("whole").wait() == 0
+    rng = np.random.default_rng(0)
+    for _ in range(int(os.environ.get("KILLS", "3"))):
+        before, study = stages("killed"), start("killed")
+        while stages("killed") == before and study.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        study.send_signal(signal.SIGKILL)
+        assert study.wait() == -signal.SIGKILL  # it had not come to its end
+    assert start("killed").wait() == 0
+    tables = [(tmp_path / name / "curve" / "table.json").read_bytes() for name in ("whole", "killed")]
+    assert tables[0] == tables[1]
 
 
 def test_the_page_holds_every_point_and_escapes_names(study, tmp_path):

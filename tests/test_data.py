@@ -431,6 +431,9 @@ def test_split_queries_holds_out_rows_of_the_group() -> None:
     assert rest.ids == tuple(name for name in pool.ids if name not in queries.ids)
     assert queries.ids == again.ids
     assert queries.ids != other.ids
+    queries, rest = split_queries(pool, group=None, count=30, key=jax.random.key(0))
+    assert set(queries.groups) == {"a", "b"}
+    assert sorted(queries.ids + rest.ids) == sorted(pool.ids)
 
 
 def test_split_queries_refuses_what_cannot_be() -> None:
@@ -440,6 +443,8 @@ def test_split_queries_refuses_what_cannot_be() -> None:
     for count in (0, 3):
         with pytest.raises(ValueError, match=f"count is {count}, but the group 'a' has 2 rows"):
             split_queries(pool, group="a", count=count, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="count is 4, but the pool has 3 rows"):
+        split_queries(pool, group=None, count=4, key=jax.random.key(0))
 
 
 def test_leakage_finds_equal_inputs_case_and_space_aside() -> None:

@@ -80,6 +80,16 @@ def test_deft_base_is_a_share_of_the_pool_by_task():
     assert "group" not in parts(uniform, "base")[0][1]
 
 
+def test_deft_base_is_a_share_of_the_budget_where_asked():
+    _, selection = deft(10, base=0.3, base_of="budget")
+    assert selection.info["base"] == len(parts(selection, "base")) == 3
+    assert len(selection) == 10
+    with pytest.raises(ValueError, match=r"base = 1 of 10 chosen is 10 rows.*lower base below 1,"):
+        deft(10, base=1.0, base_of="budget")
+    with pytest.raises(ValueError, match='base_of must be "pool" or "budget"'):
+        DEFT(base_of="all")  # pyright: ignore[reportArgumentType]
+
+
 def test_deft_base_counts():
     _, selection = deft(10, base=0, clusters=2)
     assert not parts(selection, "base")

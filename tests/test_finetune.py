@@ -392,7 +392,7 @@ def test_wrong_arguments(tmp_path):
         run(tmp_path, validation=make_pairs(0))
     many = {"batch_size": 8, "folder": tmp_path, "optimizer": make_optimizer("adamw"), "rates": np.ones(2, np.float32)}
     keys, pairs = list(jax.random.split(jax.random.key(0))), [make_pairs()] * 2
-    with pytest.raises(ValueError, match="2 models, 2 pairs and 1 keys"):
+    with pytest.raises(ValueError, match="2 models, 2 pairs, 1 keys and 2 names"):
         finetune_many([make_model(), make_model()], pairs, keys=keys[:1], **many)
     with pytest.raises(ValueError, match="model 1 is not of the shape of model 0"):
         finetune_many([make_model(), make_model(d_ff=33)], pairs, keys=keys, **many)

@@ -120,6 +120,26 @@ def test_another_seed_gives_another_choice(finished, tmp_path):
     assert set(chosen) != set(Selection.load(finished.select("random", 0).folder / "selection").indices)
 
 
+def test_side_by_side_is_the_same_training(tmp_path):
+    """One program for both replicates; both sides fit one width here, so that dropout draws the same numbers."""
+    few = dataclasses.replace(SMALL, arms={"random": SMALL.arms["random"]}, replicates=2)
+    together = dataclasses.replace(few, train=dataclasses.replace(few.train, side_by_side=True))
+    runs = [
+        Pipeline(dataclasses.replace(one, workdir=tmp_path / name))
+        for name, one in (("apart", few), ("together", together))
+    ]
+    for replicate in range(2):
+        apart, beside = (run.finetune("random", replicate) for run in runs)
+        assert beside.results["loss"] == pytest.approx(apart.results["loss"], rel=1e-4)
+        assert beside.results["pairs"] == apart.results["pairs"] == 60
+        steps = [[row["step"] for row in read_jsonl(stage.folder / "metrics.jsonl")] for stage in (apart, beside)]
+        assert steps[0] == steps[1] == [1, 4, 8, 12]
+        scores = [np.load(run.evaluate("random", replicate).folder / "statistics_a.sari.npy") for run in runs]
+        np.testing.assert_allclose(*scores, atol=0.02)
+    first, second = (runs[1].finetune("random", replicate).results["loss"] for replicate in range(2))
+    assert first != second
+
+
 def start(config: Path, workdir: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "scripts" / "run.py"), str(config), "--workdir", str(workdir)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -259,6 +279,7 @@ def test_wrong_settings(files, tmp_path):
     wrong = {
         r"train\.steps.*exactly one": {"train": Train(steps=3, epochs=1.0)},
         r"evaluate\.metrics: unknown \['sarii'\]": {"evaluate": Evaluate(metrics=("sarii",))},
+        r"side_by_side has no early stopping": {"train": Train(steps=3, side_by_side=True, keep_best=True)},
         r"replicates is 0": {"replicates": 0},
         r"arms is empty": {"arms": {}},
         r"copy baseline": {"arms": {"copy": Arm(Full())}},

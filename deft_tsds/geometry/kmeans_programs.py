@@ -184,7 +184,7 @@ def _follow(points_NxD, old_labels_N, labels_N, sums_KxD, counts_K):
     Only points that changed are read, and after a few iterations these are few: an iteration then costs the distances
     alone.
     """
-    n = len(labels_N)
+    n, k = len(labels_N), len(counts_K)
     rows = min(_MOVED_ROWS, n)
     changed_N = labels_N != old_labels_N
     changed = jnp.sum(changed_N)
@@ -193,11 +193,11 @@ def _follow(points_NxD, old_labels_N, labels_N, sums_KxD, counts_K):
     def move(state):
         start, sums_KxD, counts_K = state
         which_R = lax.dynamic_slice(which_N, (start,), (rows,))
-        new_R, old_R = labels_N[which_R], old_labels_N[which_R]
-        one_R = (start + jnp.arange(rows) < changed).astype(jnp.int32)
-        points_RxD = jnp.where(one_R[:, None] > 0, points_NxD[which_R], 0)
-        sums_KxD = sums_KxD.at[new_R].add(points_RxD, mode="drop").at[old_R].add(-points_RxD, mode="drop")
-        counts_K = counts_K.at[new_R].add(one_R, mode="drop").at[old_R].add(-one_R, mode="drop")
+        real_R = start + jnp.arange(rows) < changed
+        # A product, because a GPU adds scattered rows in any order, and the same key would not give the same clusters.
+        moves_RxK = (jax.nn.one_hot(labels_N[which_R], k) - jax.nn.one_hot(old_labels_N[which_R], k)) * real_R[:, None]
+        sums_KxD += _dot(moves_RxK.T, points_NxD[which_R])
+        counts_K += jnp.sum(moves_RxK, axis=0).astype(jnp.int32)
         return start + rows, sums_KxD, counts_K
 
     return lax.while_loop(lambda state: state[0] < changed, move, (0, sums_KxD, counts_K))[1:]
