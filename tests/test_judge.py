@@ -22,10 +22,10 @@ from deft_tsds.report.annotate import annotation_page, write_study
 from deft_tsds.report.judged import notes, write_judged
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
 from deft_tsds.studies.assignment import assign, balanced_sides
-from deft_tsds.studies.judging import QUESTIONS, Question, Study, Written, from_files, from_run, make
+from deft_tsds.studies.judging import QUESTIONS, Question, Study, Written, from_files, from_run, make, read_predictions
 from deft_tsds.studies.judgments import read_answers, results, rows, sentence, unblind
 
-HOSTILE = "</script><script>alert(1)</script> <!-- \u202eright to left\u202c {{ 7 * 7 }} & \x00 \ud800"
+HOSTILE = "</script><script>alert(1)</script> <!-- \u202eright to left\u202c {{ 7 * 7 }} & \x00 \x1b"
 
 
 def written(size: int, *, systems: tuple[str, ...] = ("old", "new"), tasks: int = 2, same: int = 0) -> list[Written]:
@@ -195,7 +195,7 @@ def test_pages_are_blind_and_hold_hostile_text():
         dataclasses.replace(
             one,
             example=f"secret-{one.example}",
-            input=HOSTILE,
+            input=HOSTILE + "\ud800",
             outputs={name: f"{HOSTILE} {place}" for place, name in enumerate(one.outputs)},
         )
         for one in texts
@@ -211,7 +211,7 @@ def test_pages_are_blind_and_hold_hostile_text():
         assert set(data) == {"study", "rater", "fields", "items"}
         assert all(set(item) == {"id", "input", "a", "b"} for item in data["items"])
         assert [item["id"] for item in data["items"]] == list(study.order[rater])
-        assert data["items"][0]["input"] == HOSTILE
+        assert data["items"][0]["input"] == HOSTILE + "\ud800"
         assert page == annotation_page(study, rater)
         page.encode()
 
@@ -256,6 +256,11 @@ def test_predictions_of_a_run_and_of_files(tmp_path):
     write_jsonl(path, [{"id": "x", "prediction": None}])
     with pytest.raises(ValueError, match="line 1: write"):
         from_files(examples, {"deft": path})
+    write_jsonl(path, [{"id": "x", "prediction": "é"}])
+    assert read_predictions(path) == {"x": "é"}
+    path.write_text('{"id": "x", "prediction": "\\ud800"}')
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        read_predictions(path)
     with pytest.raises(ValueError, match="There is no"):
         from_run(run, ["deft", "missing"])
     with pytest.raises(ValueError, match="a run folder whose pipeline has run"):

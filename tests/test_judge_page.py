@@ -192,24 +192,24 @@ def hostile_study() -> Study:
     return make(texts, items=4, raters=2, checks=0, questions=questions)
 
 
-SETTINGS = [(width, scheme) for width in (320, 1280) for scheme in ("light", "dark")]
-
-
-@pytest.mark.parametrize(("width", "scheme"), SETTINGS)
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
 @pytest.mark.parametrize("kind", ["plain", "hostile"])
 def test_pages_are_accessible_and_fit(browser, tmp_path, kind, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    study = hostile_study() if kind == "hostile" else make(written(40), items=12, raters=2, checks=2)
+    study = hostile_study() if kind == "hostile" else make(written(40), items=4, raters=2, checks=0)
     folder = write_study(study, tmp_path / "study")
     paths = []
     for name in study.order:
         with opened(browser, folder / f"raters/{name}.html", width=width, color_scheme=scheme) as found:
             found.page.on("dialog", lambda dialog: found.errors.append(f"dialog: {dialog.message}"))
-            judge_blindly(found.page, len(study.order[name]))
-            found.page.locator("summary").click()
-            check(found, width, Axe())
-            found.page.screenshot(path=tmp_path / f"annotate-{kind}-{width}-{scheme}.png", full_page=True)
+            for place in range(4):
+                for key in ("y", "n", "abt"[place % 3], "Enter"):
+                    found.page.keyboard.press(key)
+            if not paths:
+                found.page.locator("summary").click()
+                check(found, width, Axe())
+                found.page.screenshot(path=tmp_path / f"annotate-{kind}-{width}-{scheme}.png", full_page=True)
             paths.append(export(found.page, tmp_path / f"{name}.json"))
     found = results(study, read_answers(study, paths), attention=0, resamples=50)
     page = write_judged(found, tmp_path / "judged.html", command=["python", "scripts/judge.py", HOSTILE])
@@ -219,12 +219,6 @@ def test_pages_are_accessible_and_fit(browser, tmp_path, kind, width, scheme):
             summary.click()
         check(found, width, Axe())
         found.page.screenshot(path=tmp_path / f"judged-{kind}-{width}-{scheme}.png", full_page=True)
-
-
-def judge_blindly(page, size: int) -> None:
-    for place in range(size):
-        for key in ("y", "n", "abt"[place % 3], "Enter"):
-            page.keyboard.press(key)
 
 
 def check(found, width: int, axe) -> None:

@@ -204,6 +204,8 @@ def read_predictions(path: Path) -> dict[str, str]:
         texts = (row.get("id"), row.get("prediction")) if isinstance(row, dict) else (None, None)
         if not isinstance(texts[0], str) or not isinstance(texts[1], str) or texts[0] in found:
             raise ValueError(f'{path}, line {number}: write {{"id": text, "prediction": text}}, each id once.')
+        if not texts[1].isascii() and texts[1].encode(errors="replace").decode() != texts[1]:
+            raise ValueError(f"{path}, line {number}: the prediction holds half of a surrogate pair. Remove it.")
         found[texts[0]] = texts[1]
     return found
 
