@@ -5,9 +5,9 @@
     python scripts/judge.py make test.jsonl --systems new=new.jsonl old=old.jsonl --items 100 --raters 3 --out judge
     python scripts/judge.py collect runs/demo/judge
 
-`make` writes a page for each rater (`raters/`), to be opened in any browser, and what must not be given away (`key.json`,
-`assignment.jsonl`). Raters send back the file that their page exports; put these into `answers/`. `collect` reads them
-and writes `results/`: `results.json`, `judgments.jsonl` and a page.
+`make` writes a page for each rater (`raters/`), to be opened in any browser, and what must not be given away
+(`key.json`, `assignment.jsonl`). Raters send back the file that their page exports; put these into `answers/`.
+`collect` reads them and writes `results/`: `results.json`, `judgments.jsonl` and a page.
 """
 
 from __future__ import annotations

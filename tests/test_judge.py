@@ -442,11 +442,16 @@ def test_intervals_of_several_pairs_hold_together(tmp_path):
 
 def test_verdicts_in_words():
     found = {"value": 0.6, "low": 0.51, "high": 0.69, "items": 80}
-    assert sentence(("x", "y"), found, raters=1) == (
-        "x better than y: yes, 60% [51%, 69%] of 80 items, ties as halves, 1 rater"
-    )
-    assert ": not shown, " in sentence(("x", "y"), {**found, "low": 0.5}, raters=2)
-    assert "nothing was judged" in sentence(("x", "y"), {**found, "value": None}, raters=2)
+
+    def said(raters: int = 2, **change) -> str:
+        return sentence(("x", "y"), {**found, **change}, raters=raters, level=0.95)
+
+    assert said(1) == "x better than y: yes, 60% [51%, 69%] of 80 items, ties as halves, 1 rater"
+    assert ": not shown, " in said(low=0.5)
+    assert ": no, worse, " in said(high=0.49, low=0.4)
+    assert "too few items to say" in said(items=5)  # five of five are not significant at 5%, six of six are
+    assert ": yes, " in said(items=6)
+    assert "nothing was judged" in said(value=None)
 
 
 def test_the_page_of_the_results_escapes_what_it_shows(tmp_path):
@@ -498,7 +503,11 @@ def test_the_script_from_make_to_collect(tmp_path, monkeypatch, capsys):
     files = [f"{name}={tmp_path / name}.jsonl" for name in ("x", "y")]
     call("make", tmp_path / "test.jsonl", "--systems", *files, "--items", 5, "--checks", 0, "--raters", 1,
          "--questions", "fluent:each:Is it fluent?", "--out", tmp_path / "other")  # fmt: skip
-    assert list(Study.load(tmp_path / "other").fields) == ["fluent_a", "fluent_b"]
+    other = Study.load(tmp_path / "other")
+    assert list(other.fields) == ["fluent_a", "fluent_b"]
+    fluent = {item.id: {"fluent_a": "yes", "fluent_b": "no"} for item in other.shown("rater-1")}
+    write_json(tmp_path / "other/answers/x.json", {"study": other.id, "rater": "rater-1", "answers": fluent})
+    assert "fluent" in call("collect", tmp_path / "other")
     with pytest.raises(SystemExit):
         call("make", tmp_path / "test.jsonl", "--systems", *files, "--questions", "x:y", "--out", tmp_path / "z")
     assert "write NAME:KIND:TEXT" in capsys.readouterr().err

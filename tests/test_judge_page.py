@@ -163,7 +163,9 @@ def test_broken_stored_answers_are_said_and_left(browser, study, tmp_path, text)
     item = study.shown("rater-1")[0]
     with opened(browser, tmp_path / "study/raters/rater-1.html") as found:
         place = f"deft_tsds/{study.id}/rater-1"
-        found.page.evaluate("([place, text]) => localStorage.setItem(place, text)", [place, text.replace("ITEM", item.id)])
+        found.page.evaluate(
+            "([place, text]) => localStorage.setItem(place, text)", [place, text.replace("ITEM", item.id)]
+        )
         found.page.reload()
         assert "You begin anew" in found.page.locator("#notice").text_content()
         judge(found.page, [item], {item.id: ("y", "y", "a")})

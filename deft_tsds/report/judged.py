@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deft_tsds.report import shell
+from deft_tsds.report.results import format_number
 from deft_tsds.runs import atomic_write
 
 MOST_SHOWN = 50
@@ -24,7 +25,9 @@ def write_judged(found: Mapping[str, Any], path: str | Path, *, command: Sequenc
         found=found,
         notes=notes(found),
         questions={question["name"]: question for question in found["questions"]},
-        tasks=sorted({task for by_system in found["each"].values() for one in by_system.values() for task in one["tasks"]}),
+        tasks=sorted(
+            {task for by_system in found["each"].values() for one in by_system.values() for task in one["tasks"]}
+        ),
         most=MOST_SHOWN,
         command=" ".join(command),
     )
@@ -66,8 +69,9 @@ def kappa(found: Mapping[str, Any]) -> str:
     """A kappa with its interval."""
     if found["value"] is None:
         return "not defined"
-    ends = "no interval" if found["low"] is None else f"{found['low']:.2f}, {found['high']:.2f}"
-    return f"{found['value']:.2f} [{ends}]"
+    low, high = found["low"], found["high"]
+    ends = "no interval" if low is None else f"{format_number(low, 2)}, {format_number(high, 2)}"
+    return f"{format_number(found['value'], 2)} [{ends}]"
 
 
 def said(answers: Mapping[str, Any]) -> str:

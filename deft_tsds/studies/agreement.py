@@ -6,8 +6,9 @@ chance. Where all answers are one and the same category E is 1, and no kappa is 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,26 +86,20 @@ def agreement(
     ratings_NxR, clusters_N = np.asarray(ratings_NxR), np.asarray(clusters_N)
     if ratings_NxR.ndim != 2 or len(clusters_N) != len(ratings_NxR):
         raise ValueError(f"ratings {ratings_NxR.shape} and clusters {clusters_N.shape}: give [N, R] and [N].")
-    if ratings_NxR.size and not (-1 <= ratings_NxR.min() and ratings_NxR.max() < categories):
+    if ratings_NxR.size and not (ratings_NxR.min() >= -1 and ratings_NxR.max() < categories):
         raise ValueError(f"ratings hold other than -1 to {categories - 1}: a category, or -1 for none.")
     options = {"level": level, "resamples": resamples, "seed": seed}
     counts_NxC = (ratings_NxR[:, :, None] == np.arange(categories)).sum(1).astype(np.float64)
     judged_N = counts_NxC.sum(1) >= 2
     counts_NxC, by_row_N = counts_NxC[judged_N], clusters_N[judged_N]
-    fleiss = _kappa(by_row_N, lambda weights_N: _fleiss(counts_NxC, weights_N), **options)
+    fleiss = _kappa(by_row_N, functools.partial(_fleiss, counts_NxC), **options)
     cohen = {}
     for a, b in itertools.combinations(range(ratings_NxR.shape[1]), 2):
         both_N = (ratings_NxR[:, a] >= 0) & (ratings_NxR[:, b] >= 0)
         if both_N.any():
             cells_N = categories * ratings_NxR[both_N, a] + ratings_NxR[both_N, b]
-            cells_NxCC = np.eye(categories**2)[cells_N]
-            shape = (categories, categories)
-
-            def parts(weights_N: np.ndarray, cells_NxCC: np.ndarray = cells_NxCC) -> tuple[np.ndarray, np.ndarray]:
-                tables_CxC = (weights_N @ cells_NxCC).reshape(*weights_N.shape[:-1], *shape)
-                return _cohen(tables_CxC)
-
-            cohen[a, b] = _kappa(clusters_N[both_N], parts, **options)
+            cells_NxCxC = np.eye(categories**2)[cells_N].reshape(-1, categories, categories)
+            cohen[a, b] = _kappa(clusters_N[both_N], functools.partial(_cohen_of_rows, cells_NxCxC), **options)
     return Agreement(fleiss, cohen)
 
 
@@ -115,6 +110,10 @@ def _cohen(tables_CxC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shares_CxC = tables_CxC / tables_CxC.sum((-2, -1), keepdims=True)
     expected = (shares_CxC.sum(-1) * shares_CxC.sum(-2)).sum(-1)
     return np.trace(shares_CxC, axis1=-2, axis2=-1), expected
+
+
+def _cohen_of_rows(cells_NxCxC: np.ndarray, weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _cohen(np.tensordot(weights_N, cells_NxCxC, 1))
 
 
 def _fleiss(counts_NxC: np.ndarray, weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +133,14 @@ def _corrected(agreed: np.ndarray, expected: np.ndarray) -> np.ndarray:
         return np.where(expected < 1 - 1e-12, (agreed - expected) / (1 - expected), np.nan)
 
 
-def _kappa(clusters_N: np.ndarray, parts, *, level: float, resamples: int, seed: int) -> Kappa:
+def _kappa(
+    clusters_N: np.ndarray,
+    parts: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Kappa:
     """`parts` gives agreement found and expected for weights of the rows, [..., N]."""
     rows, clusters = len(clusters_N), len(np.unique(clusters_N))
     if not rows:

@@ -352,4 +352,6 @@ def _tuples(value: Any) -> Any:
     """What `plain` made of a dataclass, as its arguments: lists as tuples, without the name of its class."""
     if isinstance(value, list):
         return tuple(map(_tuples, value))
-    return {name: _tuples(item) for name, item in value.items() if name != "class"} if isinstance(value, dict) else value
+    return (
+        {name: _tuples(item) for name, item in value.items() if name != "class"} if isinstance(value, dict) else value
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deft_tsds.studies.agreement import agreement
-from deft_tsds.studies.clustered import clustered_mean
+from deft_tsds.studies.clustered import clustered_mean, unanimous
 from deft_tsds.studies.judging import Item, Study
 
 Answers = Mapping[str, Mapping[str, str]]
@@ -77,7 +77,8 @@ def unblind(study: Study, answers: Mapping[str, Answers]) -> list[Judgment]:
             each, which = {}, {}
             for question in study.questions:
                 if question.kind == "each":
-                    each[question.name] = {a: said[f"{question.name}_a"] == "yes", b: said[f"{question.name}_b"] == "yes"}
+                    yes = {a: said[f"{question.name}_a"] == "yes", b: said[f"{question.name}_b"] == "yes"}
+                    each[question.name] = {system: yes[system] for system in study.items[shown.id].systems}
                 else:
                     which[question.name] = {"a": a, "b": b, "tie": "tie"}[said[question.name]]
             judgments.append(Judgment(rater, study.items[shown.id], each, which))
@@ -210,14 +211,18 @@ def _pair(study: Study, place: int, judgments: Sequence[Judgment], sure: Mapping
     }
     for question in study.questions:
         if question.kind == "which":
-            scores = _scores(pair.systems[0], question.name, mine) | {example: (task, 0.5) for example, task in pair.draws}
+            scores = _scores(pair.systems[0], question.name, mine) | {
+                example: (task, 0.5) for example, task in pair.draws
+            }
             said = Counter(one.which[question.name] for one in mine)
             overall = _mean(scores, sure)
             tasks = sorted({task for task, _ in scores.values()})
             found["questions"][question.name] = {
                 **overall,
                 "said": {name: said[name] for name in (pair.systems[0], "tie", pair.systems[1])},
-                "verdict": sentence(pair.systems, overall, raters=len({one.rater for one in mine})),
+                "verdict": sentence(
+                    pair.systems, overall, raters=len({one.rater for one in mine}), level=sure["level"]
+                ),
                 "tasks": {
                     task: _mean({key: value for key, value in scores.items() if value[0] == task}, sure)
                     for task in tasks
@@ -226,12 +231,16 @@ def _pair(study: Study, place: int, judgments: Sequence[Judgment], sure: Mapping
     return found
 
 
-def sentence(systems: tuple[str, str], found: Mapping[str, Any], *, raters: int) -> str:
-    """A preference in words: "deft better than tsds: yes, 61% [54%, 68%] of 100 items, ties as halves, 3 raters"."""
+def sentence(systems: tuple[str, str], found: Mapping[str, Any], *, raters: int, level: float) -> str:
+    """A preference in words: "deft better than tsds: yes, 61% [54%, 68%] of 100 items, ties as halves, 3 raters".
+
+    Nothing is claimed from so few items that even one voice in all of them would show nothing.
+    """
     first, second = systems
     if found["value"] is None:
         return f"{first} better than {second}: nothing was judged"
     answer = "yes" if found["low"] > 0.5 else "no, worse" if found["high"] < 0.5 else "not shown"
+    answer = answer if unanimous(found["items"], level) > 0.5 else "too few items to say"
     return (
         f"{first} better than {second}: {answer}, {found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}] of "
         f"{found['items']} items, ties as halves, {raters} {'rater' if raters == 1 else 'raters'}"
