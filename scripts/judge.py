@@ -65,9 +65,9 @@ class Make:
         if self.source.is_dir():
             written = from_run(self.source, self.systems, replicate=self.replicate)
         else:
-            files = dict(system.partition("=")[::2] for system in self.systems)
+            files = dict(map(_named, self.systems))
             examples = read_examples(self.source, input_field=self.input, target_field=None, group_field=self.group)
-            written = from_files(examples, {name: Path(path) for name, path in files.items()})
+            written = from_files(examples, files)
         study = make(
             written,
             items=self.items,
@@ -143,6 +143,13 @@ class Power:
             )
             table.add_row(f"{judges}", f"{items:,}", f"{items * judges:,}")
         console.print(table)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise ValueError(f"--systems {text!r}: write NAME=FILE, or give a run folder as the source.")
+    return name, Path(path)
 
 
 def _question(text: str) -> Question:

@@ -511,3 +511,6 @@ def test_the_script_from_make_to_collect(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         call("make", tmp_path / "test.jsonl", "--systems", *files, "--questions", "x:y", "--out", tmp_path / "z")
     assert "write NAME:KIND:TEXT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call("make", tmp_path / "test.jsonl", "--systems", "x", "y", "--out", tmp_path / "z")
+    assert "write NAME=FILE" in capsys.readouterr().err

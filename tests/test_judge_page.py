@@ -213,8 +213,8 @@ def test_pages_are_accessible_and_fit(browser, tmp_path, kind, width, scheme):
                 check(found, width, Axe())
                 found.page.screenshot(path=tmp_path / f"annotate-{kind}-{width}-{scheme}.png", full_page=True)
             paths.append(export(found.page, tmp_path / f"{name}.json"))
-    found = results(study, read_answers(study, paths), attention=0, resamples=50)
-    page = write_judged(found, tmp_path / "judged.html", command=["python", "scripts/judge.py", HOSTILE])
+    shown = results(study, read_answers(study, paths), attention=0, resamples=50)
+    page = write_judged(shown, tmp_path / "judged.html", command=["python", "scripts/judge.py", HOSTILE])
     with opened(browser, page, width=width, color_scheme=scheme) as found:
         found.page.on("dialog", lambda dialog: found.errors.append(f"dialog: {dialog.message}"))
         for summary in found.page.locator("summary").all():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deft_tsds.studies.clustered import cluster_weights, ends, unanimous
 
@@ -65,7 +66,7 @@ def fleiss_kappa(counts_NxC: np.ndarray, weights_N: np.ndarray | None = None) ->
 
 def agreement(
     ratings_NxR: np.ndarray,
-    clusters_N: Sequence[str] | np.ndarray,
+    clusters_N: ArrayLike,
     *,
     categories: int,
     level: float = 0.95,
@@ -150,6 +151,6 @@ def _kappa(
     if np.isnan(value) or clusters < 2:
         return Kappa(None if np.isnan(value) else value, None, None, rows)
     if agreed > 1 - 1e-12:  # the bootstrap knows of no disagreement: the exact binomial bound does
-        return Kappa(value, float(_corrected(np.float64(unanimous(clusters, level)), expected)), 1.0, rows)
+        return Kappa(value, float(_corrected(np.asarray(unanimous(clusters, level)), expected)), 1.0, rows)
     draws_R = _corrected(*parts(cluster_weights(clusters_N, resamples=resamples, seed=seed)))
     return Kappa(value, *ends(draws_R, clusters=clusters, level=level), rows)

@@ -2,19 +2,18 @@
 
 The bootstrap draws whole clusters. Its interval is Hesterberg's expanded percentile interval: the plain one is too
 narrow for few clusters, because it takes their variance for (G - 1)/G of what it is and its tails for normal ones
-(Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 3.3).
+(Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deft_tsds.metrics import Interval
 
 
-def cluster_weights(clusters_N: Sequence[str] | np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+def cluster_weights(clusters_N: ArrayLike, *, resamples: int, seed: int) -> np.ndarray:
     """How often each row is drawn where whole clusters are drawn with replacement, float64 [resamples, N]."""
     names, place_N = np.unique(np.asarray(clusters_N), return_inverse=True)
     chances = np.full(len(names), 1 / len(names))
@@ -23,8 +22,8 @@ def cluster_weights(clusters_N: Sequence[str] | np.ndarray, *, resamples: int, s
 
 
 def clustered_mean(
-    values_N: Sequence[float] | np.ndarray,
-    clusters_N: Sequence[str] | np.ndarray,
+    values_N: ArrayLike,
+    clusters_N: ArrayLike,
     *,
     level: float = 0.95,
     resamples: int = 2000,
