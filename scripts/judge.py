@@ -79,6 +79,9 @@ class Make:
             seed=self.seed,
         )
         write_study(study, self.out)
+        for pair in study.pairs:
+            names, drawn = " and ".join(pair.systems), f", {len(pair.draws)} of them drawn" if pair.draws else ""
+            console.print(f"{names} wrote the same on {pair.same} of {pair.examples} examples{drawn}", soft_wrap=True)
         for rater, row in study.order.items():
             console.print(f"{self.out / 'raters' / rater}.html: {len(row)} items", soft_wrap=True)
 

@@ -120,6 +120,8 @@ def test_kappas_at_the_edge():
     assert (perfect.value, perfect.high) == (1, 1)
     bound = stats.binomtest(10, 10).proportion_ci(0.95).low  # of a row on which all agree; by chance half do
     assert perfect.low == pytest.approx((bound - 0.5) / 0.5)
+    never = agreement(np.array([[0, 1]] * 5 + [[1, 0]] * 5), np.arange(10), categories=2, seed=0).cohen[0, 1]
+    assert (never.value, never.low, never.high) == (-1, -1, pytest.approx((1 - bound - 0.5) / 0.5))
     alone = agreement(np.array([[0, -1], [-1, 1]]), [0, 1], categories=2, seed=0)
     assert alone.fleiss == Kappa(None, None, None, 0)
     assert alone.cohen == {}

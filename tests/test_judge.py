@@ -482,7 +482,8 @@ def test_the_script_from_make_to_collect(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().err
 
     out = tmp_path / "study"
-    call("make", run, "--systems", "deft", "random", "--items", 12, "--checks", 2, "--out", out)
+    said = call("make", run, "--systems", "deft", "random", "--items", 12, "--checks", 2, "--out", out)
+    assert "deft and random wrote the same on" in said
     study = Study.load(out)
     for place, rater in enumerate(study.order):
         given = answer(study, rater, lambda item, place=place: side(item, "deft" if place else "random"))

@@ -150,7 +150,10 @@ def _kappa(
     value = float(_corrected(agreed, expected))
     if np.isnan(value) or clusters < 2:
         return Kappa(None if np.isnan(value) else value, None, None, rows)
-    if agreed > 1 - 1e-12:  # the bootstrap knows of no disagreement: the exact binomial bound does
-        return Kappa(value, float(_corrected(np.asarray(unanimous(clusters, level)), expected)), 1.0, rows)
+    sure = unanimous(clusters, level)  # where all rows are alike the bootstrap knows of no others; this bound does
+    if agreed > 1 - 1e-12:
+        return Kappa(value, float(_corrected(np.asarray(sure), expected)), value, rows)
+    if agreed < 1e-12:
+        return Kappa(value, value, float(_corrected(np.asarray(1 - sure), expected)), rows)
     draws_R = _corrected(*parts(cluster_weights(clusters_N, resamples=resamples, seed=seed)))
     return Kappa(value, *ends(draws_R, clusters=clusters, level=level), rows)
