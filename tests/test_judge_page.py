@@ -16,8 +16,9 @@ from test_judge import HOSTILE, side, written
 
 from deft_tsds.report.annotate import write_study
 from deft_tsds.report.judged import write_judged
-from deft_tsds.studies.judging import QUESTIONS, Item, Question, Study, Written, make
+from deft_tsds.studies.judging import QUESTIONS, Item, Question, Study, make
 from deft_tsds.studies.judgments import read_answers, results
+from deft_tsds.studies.written import Written
 
 TEN_KB = "x" * 10_000
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deft_tsds.data.examples import Examples
 from deft_tsds.runs import plain, read_json, read_jsonl, write_json, write_jsonl
 from deft_tsds.studies.assignment import assign, balanced_sides
+from deft_tsds.studies.written import Written
 
 LEAST_WORDS = 6
 """Different words that a text needs for its reversal to be no text."""
@@ -45,16 +45,6 @@ class Question:
 
 
 QUESTIONS = (Question("accurate", "each", "Is it accurate?"), Question("better", "which", "Which is better?"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """An example of a task, and what each system made of it."""
-
-    example: str
-    task: str
-    input: str
-    outputs: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,50 +154,6 @@ class Study:
         """The study with these parts; its id is the beginning of their SHA-256."""
         parts = json.dumps(plain([questions, pairs, items, order]))
         return cls(hashlib.sha256(parts.encode()).hexdigest()[:12], questions, pairs, items, order)
-
-
-def from_run(folder: Path, arms: Sequence[str], *, replicate: int = 0) -> list[Written]:
-    """What arms of a run folder made of its test sets; the task is the example's group, or else its test set.
-
-    Raises:
-        ValueError: an arm that was not evaluated, or a prediction that is missing.
-    """
-    written, tests = [], sorted((folder / "data" / "tests").glob("*.jsonl"))
-    if not tests:
-        raise ValueError(f"{folder} holds no data/tests/*.jsonl: give a run folder whose pipeline has run.")
-    for path in tests:
-        examples = Examples.load(path)
-        outputs = {
-            arm: read_predictions(folder / f"evaluate/{arm}/seed-{replicate}/predictions_{path.name}") for arm in arms
-        }
-        written += _written(examples, outputs, default=path.stem, prefix=f"{path.stem}/")
-    return written
-
-
-def from_files(examples: Examples, predictions: Mapping[str, Path]) -> list[Written]:
-    """What the systems of prediction files (JSON lines of id and prediction) made of examples.
-
-    Raises:
-        ValueError: a file that is missing or broken, or a prediction that is missing.
-    """
-    return _written(
-        examples, {name: read_predictions(path) for name, path in predictions.items()}, default="all", prefix=""
-    )
-
-
-def read_predictions(path: Path) -> dict[str, str]:
-    """The predictions of one file, by the id of the example."""
-    if not path.is_file():
-        raise ValueError(f"There is no {path}: name a system that was evaluated.")
-    found: dict[str, str] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        texts = (row.get("id"), row.get("prediction")) if isinstance(row, dict) else (None, None)
-        if not isinstance(texts[0], str) or not isinstance(texts[1], str) or texts[0] in found:
-            raise ValueError(f'{path}, line {number}: write {{"id": text, "prediction": text}}, each id once.')
-        if not texts[1].isascii() and texts[1].encode(errors="replace").decode() != texts[1]:
-            raise ValueError(f"{path}, line {number}: the prediction holds half of a surrogate pair. Remove it.")
-        found[texts[0]] = texts[1]
-    return found
 
 
 def make(
@@ -328,20 +274,6 @@ def _checks(spare: Sequence[Written], count: int, systems: Sequence[str], ids: I
             "different words or more: ask for fewer checks or items."
         )
     return made
-
-
-def _written(
-    examples: Examples, outputs: Mapping[str, Mapping[str, str]], *, default: str, prefix: str
-) -> list[Written]:
-    for name, by_id in outputs.items():
-        missing = [example for example in examples.ids if example not in by_id]
-        if missing:
-            raise ValueError(f"{name} has no prediction for {len(missing)} examples, such as {missing[0]!r}.")
-    rows = zip(examples.ids, examples.groups, examples.inputs, strict=True)
-    return [
-        Written(prefix + example, group or default, text, {name: by_id[example] for name, by_id in outputs.items()})
-        for example, group, text in rows
-    ]
 
 
 def _equal(one: str, other: str) -> bool:
