@@ -1,7 +1,7 @@
 """A blind comparison of systems by people: which items are judged, by whom, and on which side each system stands.
 
 Two systems are compared at a time, on examples drawn evenly from the tasks. Attention checks are mixed in, whose answer
-is known: the words of one side in reverse order (the other is better), or the same text twice (a tie). What a rater
+is known: the input beside its words in reverse order (the input is better), or the input twice (a tie). What a rater
 gets (`deft_tsds.report.annotate`) holds texts and opaque ids; what they stand for is in `key.json` and
 `assignment.jsonl`, which stay with whoever runs the study.
 """
@@ -25,7 +25,7 @@ from deft_tsds.studies.assignment import assign, balanced_sides
 from deft_tsds.studies.written import Written
 
 LEAST_WORDS = 6
-"""Different words that a text needs for its reversal to be no text."""
+"""Different words that an input needs for its reverse to be no text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ def make(
         raise ValueError(f"all {items} examples drawn are ones on which the systems wrote the same: nothing to judge.")
     given = assign(len(found), raters, overlap=len(found) if overlap is None else overlap, rng=rng)
     judged = [(rater, item) for item, row in zip(found, given, strict=True) for rater in row]
-    for check in _checks([one for one in ranked if one.example not in drawn], checks, systems, ids):
+    for check in _checks([one for one in ranked if one.example not in drawn], checks, ids):
         found[check.id] = check
         judged += [(rater, check.id) for rater in range(raters)]
     swapped: dict[tuple[int, str], bool] = {}
@@ -256,23 +256,18 @@ def _evenly(written: Sequence[Written], rng: np.random.Generator) -> list[Writte
     return [one for *_, one in sorted(ranked, key=lambda row: row[:2])]
 
 
-def _checks(spare: Sequence[Written], count: int, systems: Sequence[str], ids: Iterator[str]) -> list[Item]:
-    """Checks on examples that are not judged otherwise: reversed words and the same text twice, by turns."""
-    made: list[Item] = []
-    for one in spare:
-        text = one.outputs[systems[len(made) % len(systems)]]
-        words = text.split()
-        if len(made) == count:
-            break
-        if len(set(words)) < LEAST_WORDS:
-            continue
-        kind, other = ("same", text) if len(made) % 2 else ("reversed", " ".join(words[::-1]))
-        made.append(Item(next(ids), kind, one.example, one.task, one.input, ("kept", kind), (text, other)))
-    if len(made) < count:
+def _checks(spare: Sequence[Written], count: int, ids: Iterator[str]) -> list[Item]:
+    """Checks on examples that are not judged otherwise: the input against its reverse and against itself, by turns."""
+    long = [one for one in spare if len(set(one.input.split())) >= LEAST_WORDS]
+    if len(long) < count:
         raise ValueError(
-            f"checks is {count}, but beside the items only {len(made)} examples have an output of {LEAST_WORDS} "
+            f"checks is {count}, but beside the items only {len(long)} examples have an input of {LEAST_WORDS} "
             "different words or more: ask for fewer checks or items."
         )
+    made: list[Item] = []
+    for one in long[:count]:
+        kind, other = ("same", one.input) if len(made) % 2 else ("reversed", " ".join(one.input.split()[::-1]))
+        made.append(Item(next(ids), kind, one.example, one.task, one.input, ("kept", kind), (one.input, other)))
     return made
 
 
