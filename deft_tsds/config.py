@@ -39,6 +39,7 @@ from deft_tsds.selectors import (
     ShortlistDEFT,
     UnbalancedTransport,
 )
+from deft_tsds.training.tracking import Tracker
 from deft_tsds.transport.problem import DensityOver
 
 
@@ -427,6 +428,9 @@ class Experiment:
     """The one seed of the run."""
     replicates: int = 1
     """Repeat selection and fine-tuning so often, with keys folded out of the seed."""
+    track: tuple[Tracker, ...] = ()
+    """Where `metrics.jsonl` of each fine-tuning is copied to: "tensorboard", "wandb" (extra `tracking`). It decides no
+    result; asked for later, what has been trained is copied and not trained again."""
     workdir: Path = Path("runs/unnamed")
     """The run folder."""
 

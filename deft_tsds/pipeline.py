@@ -33,6 +33,7 @@ from deft_tsds.t5.generate import generate_texts
 from deft_tsds.t5.load import load_tokenizer, save_pretrained, train_tokenizer
 from deft_tsds.t5.lora import add_lora
 from deft_tsds.training.finetune import LossTerms, Pairs, finetune, learning_rates, make_optimizer, tokenize_pairs
+from deft_tsds.training.tracking import check_trackers, copy_log
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -73,6 +74,7 @@ class Pipeline:
             raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
         build.check_metrics(experiment.evaluate.metrics)
         build.steps(experiment.train, examples=1)
+        check_trackers(experiment.track)
         pool = functools.cache(lambda: self.examples("pool"))
         self.selectors = {
             name: build.selector(arm.selector, name=name, pool=pool) for name, arm in experiment.arms.items()
@@ -403,6 +405,7 @@ class Pipeline:
                 save_every=train.save_every,
                 log_every=train.log_every,
                 profile=train.profile,
+                track=self.experiment.track,
                 description=f"finetune/{arm}/seed-{replicate}",
             )
             save_pretrained(model, folder / "model")
@@ -425,7 +428,9 @@ class Pipeline:
             "replicate": replicate,
         }
         name = f"finetune/{arm}/seed-{replicate}"
-        return self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
+        stage = self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
+        copy_log(stage.folder / "metrics.jsonl", self.experiment.track)
+        return stage
 
     def evaluate(self, arm: str, replicate: int) -> Stage:
         """Generate and score: evaluate/<arm>/seed-<r>/{predictions_<test>.jsonl,statistics_<test>.<metric>.npy}."""
