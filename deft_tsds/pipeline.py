@@ -320,7 +320,10 @@ class Pipeline:
             )
             selection.save(folder / "selection")
             selection.to_jsonl(pool, folder / "chosen.jsonl")
-            return {"chosen": len(selection.indices)}
+            decisions = selection.info.get("auto", {})
+            for decision in decisions.values():
+                console.print(f"{arm}: {decision['why']}", markup=False, soft_wrap=True)
+            return {"chosen": len(selection.indices)} | ({"auto": decisions} if decisions else {})
 
         settings = {"selector": section.selector, "budget": budget, "replicate": replicate}
         if files := build.selector_identity(section.selector):
