@@ -25,6 +25,7 @@ from deft_tsds.config import Arm, Experiment, Synthetic, Transport, Weighted, au
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.report.view import _decided
 from deft_tsds.runs import read_json
+from deft_tsds.selection import Pool
 from deft_tsds.selectors import DEFT, TSDS, ClusteredTSDS, Random, ShortlistDEFT
 from deft_tsds.selectors.auto import base_share, distinct_size, repeated_share, spread_plan
 from deft_tsds.selectors.clusters import choose_clusters, stable_clusters
@@ -177,7 +178,7 @@ def test_deft_runs_with_what_was_decided():
     selector.check_budget(1, 160)
     assert len(dt.select(unit, selector=selector, budget=1, key=KEY)) == 1
     mixed = DEFT(clusters="silhouette", base="auto", most_clusters=4)
-    decided, info = mixed.decided(dt.selection.Pool.of(unit), budget=40, key=KEY)
+    decided, info = mixed.decided(Pool.of(unit), budget=40, key=KEY)
     assert decided == DEFT(clusters=3, base=20 / 160, most_clusters=4)
     assert set(info) == {"auto", "silhouette"}
     assert set(info["auto"]) == {"base"}
@@ -289,7 +290,7 @@ def test_tsds_says_why_and_draws_from_that_plan():
 
 def test_what_is_refused():
     candidates, queries = targeted()
-    pool = dt.selection.Pool.of(candidates, queries)
+    pool = Pool.of(candidates, queries)
     with pytest.raises(ValueError, match='alpha="auto" depends on the budget'):
         TSDS(alpha="auto").plan(pool)
     assert TSDS(alpha="auto").plan(pool, 30)[1].info["alpha"] < 1
@@ -365,7 +366,7 @@ print(decided())
 
 
 def decided() -> str:
-    pool = dt.selection.Pool.of(blobs(3)[0], blobs(3)[0][:3])
+    pool = Pool.of(blobs(3)[0], blobs(3)[0][:3])
     deft = DEFT(clusters="auto", base="auto", most_clusters=3).decided(pool, budget=30, key=KEY)
     plan = TSDS(alpha="auto", bandwidth="auto").plan(pool, 30)[1]
     return repr((deft, plan.info["alpha"], plan.weights_U.tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,8 +69,7 @@ def seen_by_wandb(folder: Path) -> list[dict]:
 
 def _history(data: bytes) -> list[dict] | None:
     """The rows in a LevelDB log of protocol buffers; None before the record of the end."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    record_type: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     place, part, rows = 7, b"", []
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:  # what is left of a block holds no header
@@ -78,7 +79,7 @@ def _history(data: bytes) -> list[dict] | None:
         part = data[place + 7 : place + 7 + size] if kind in (1, 2) else part + data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):
-            record = Record.FromString(part)
+            record = record_type.FromString(part)
             if record.WhichOneof("record_type") == "exit":
                 return rows
             if record.WhichOneof("record_type") == "history":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -172,7 +172,7 @@ def cluster_sample(sample_nxD: np.ndarray, k: int, generator: np.random.Generato
     """scikit-learn's k-means of a sample, which compiles nothing."""
     from sklearn.cluster import KMeans as Lloyd
 
-    return Lloyd(k, n_init=starts, random_state=int(generator.integers(2**31))).fit(sample_nxD)
+    return Lloyd(k, n_init=cast(Any, starts), random_state=int(generator.integers(2**31))).fit(sample_nxD)
 
 
 def even_sample(unit_NxD: np.ndarray) -> np.ndarray:

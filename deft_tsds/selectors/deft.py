@@ -81,7 +81,7 @@ class DEFT:
 
     def check_budget(self, budget: int, candidates: int) -> None:
         """Raise ValueError when the base set leaves nothing of the budget; known before anything is embedded."""
-        if self.base == "auto":
+        if isinstance(self.base, str):
             return
         base_count = round(self.base * candidates)
         if base_count >= budget:
@@ -109,7 +109,7 @@ class DEFT:
         return replace(self, clusters=clusters, base=base), info
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
-        if "auto" in (self.clusters, self.base):
+        if isinstance(self.base, str) or self.clusters == "auto":
             key_decision, key = jax.random.split(key)
             selector, decisions = self.decided(pool, budget=budget, key=key_decision)
             selection = selector(pool, budget=budget, key=key)

@@ -112,7 +112,7 @@ class _WandB:
     """A Weights & Biases run. Its id stays the same when the training goes on, so that online it is one run."""
 
     def __init__(self, room: Path, title: str):
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by the import; reports go over the network
         import wandb
