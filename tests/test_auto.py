@@ -339,6 +339,9 @@ def test_the_flag_sets_every_knob_that_nothing_else_sets():
     assert experiment.arms["deft"].selector == DEFT(clusters=9, base="auto")
     assert experiment.arms["tsds"].selector == TSDS(alpha="auto", bandwidth="auto")
     assert load(demo)[0].arms["deft"].selector == DEFT()
+    arms = load(demo.parent / "studies/auto.py")[0].arms
+    assert arms["deft_auto"].selector == automatic(Experiment(Synthetic(), arms)).arms["deft"].selector
+    assert arms["tsds_auto"].selector == automatic(Experiment(Synthetic(), arms)).arms["tsds"].selector
 
 
 def test_a_run_keeps_and_shows_why(tmp_path, capsys):

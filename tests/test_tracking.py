@@ -43,7 +43,7 @@ def row(step: int) -> dict:
 def seen_by_tensorboard(folder: Path) -> list[dict]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
+    events = EventAccumulator(str(folder / "tracking/tensorboard"), {"tensors": 0}).Reload()
     rows: dict[int, dict] = {}
     for name in events.Tags()["tensors"]:
         for event in events.Tensors(name):
@@ -59,7 +59,7 @@ def _float(event) -> float:
 
 def seen_by_wandb(folder: Path) -> list[dict]:
     """The history in the one .wandb file, once its run has ended: its own process writes it."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (file,) = folder.glob("tracking/wandb/offline-run-*/*.wandb")
     deadline = time.monotonic() + 60
     while (rows := _history(file.read_bytes())) is None:
         assert time.monotonic() < deadline, f"{file} has no end"
@@ -144,7 +144,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice(tmp_path, listener):
         assert "written" in process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert [found["step"] for found in seen_by_tensorboard(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    identity = (tmp_path / "wandb/id").read_text()
+    identity = (tmp_path / "tracking/wandb/id").read_text()
     log = TrackedLog(tmp_path / "metrics.jsonl", keep_until_step=3, track=BOTH)
     for step in range(4, 9):
         log.write(row(step))
@@ -153,7 +153,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice(tmp_path, listener):
     assert read_jsonl(tmp_path / "metrics.jsonl") == expected
     assert seen_by_wandb(tmp_path) == expected
     assert seen_by_tensorboard(tmp_path) == rounded(expected)
-    assert (tmp_path / "wandb/id").read_text() == identity
+    assert (tmp_path / "tracking/wandb/id").read_text() == identity
 
 
 def test_what_is_no_longer_tracked_leaves_no_half_copy(tmp_path):
@@ -161,7 +161,7 @@ def test_what_is_no_longer_tracked_leaves_no_half_copy(tmp_path):
     log = TrackedLog(tmp_path / "metrics.jsonl", keep_until_step=1)
     log.write(row(2))
     log.close()
-    assert not (tmp_path / "tensorboard").exists()
+    assert not (tmp_path / "tracking/tensorboard").exists()
     copy_log(tmp_path / "metrics.jsonl", ["tensorboard"])
     assert seen_by_tensorboard(tmp_path) == rounded([row(1), row(2)])
 
@@ -179,11 +179,11 @@ def test_a_copy_cut_short_is_made_anew(tmp_path, monkeypatch):
         patch.setattr(tracking._TensorBoard, "close", stop)
         with pytest.raises(KeyboardInterrupt):
             copy_log(tmp_path / "metrics.jsonl", ["tensorboard"])
-    assert not (tmp_path / "tensorboard").exists()
+    assert not (tmp_path / "tracking/tensorboard").exists()
     copy_log(tmp_path / "metrics.jsonl", ["tensorboard"])
     assert len(seen_by_tensorboard(tmp_path)) == 4
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    (written,) = (tmp_path / "tensorboard").iterdir()
+    assert [path.name for path in (tmp_path / "tracking").iterdir()] == ["tensorboard"]
+    (written,) = (tmp_path / "tracking/tensorboard").iterdir()
     before = written.stat().st_mtime_ns
     copy_log(tmp_path / "metrics.jsonl", ["tensorboard"])
     assert written.stat().st_mtime_ns == before
@@ -233,7 +233,7 @@ def test_asked_for_later_it_is_copied_and_nothing_trained_again(tmp_path, monkey
     monkeypatch.setattr("deft_tsds.pipeline.finetune", trained)
     plain = dataclasses.replace(SMALL, arms={"random": Arm(Random(), count=20)}, workdir=tmp_path / "run")
     stage = Pipeline(plain).finetune("random", 0)
-    assert not (stage.folder / "tensorboard").exists()
+    assert not (stage.folder / "tracking/tensorboard").exists()
     written = (stage.folder / "manifest.json").stat().st_mtime_ns
     again = Pipeline(dataclasses.replace(plain, track=("tensorboard",))).finetune("random", 0)
     assert again.fingerprint == stage.fingerprint

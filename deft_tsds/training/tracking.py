@@ -1,7 +1,8 @@
 """Where the rows of `metrics.jsonl` go besides: TensorBoard and Weights & Biases (extra `tracking`).
 
-`metrics.jsonl` is the record, and what is written here is a copy of it. A run that goes on after a kill cuts its record
-back to the last checkpoint and makes its copies anew from what is left, so that no step is in them twice.
+`metrics.jsonl` is the record, and what is written here, to the folder `tracking` beside it, is a copy. A run that goes on
+after a kill cuts its record back to the last checkpoint and makes its copies anew from what is left, so that no step is
+in them twice.
 
 Weights & Biases stays offline unless WANDB_MODE says otherwise: `wandb sync` sends later what lies in the run folder.
 It gets the numbers of `metrics.jsonl` and the name of the run; no config, no code, nothing about the machine.
@@ -40,8 +41,8 @@ class TrackedLog(MetricsLog):
         """Open the log as `MetricsLog` does, and begin the copies with the rows that are kept."""
         super().__init__(path, keep_until_step=keep_until_step)
         for name in {*_COPIES} - {*track}:  # begun by an earlier attempt that was told to
-            shutil.rmtree(path.parent / name, ignore_errors=True)
-        self._copies = [_COPIES[name](path.parent, _title(path)) for name in track]
+            shutil.rmtree(_room(path) / name, ignore_errors=True)
+        self._copies = [_COPIES[name](_room(path), _title(path)) for name in track]
         for row in read_jsonl(path) if track else ():
             self._copy(row)
 
@@ -62,16 +63,20 @@ class TrackedLog(MetricsLog):
 def copy_log(path: Path, track: Sequence[str]) -> None:
     """Give a finished `metrics.jsonl` the copies that it does not have yet: tracking asked for after the training."""
     for name in track:
-        if (path.parent / name).exists():
+        if (_room(path) / name).exists():
             continue
-        room = path.parent / ".copying"  # a copy that a kill cuts short must not look like a whole one
-        shutil.rmtree(room, ignore_errors=True)
-        copy = _COPIES[name](room, _title(path))
+        unfinished = _room(path) / ".unfinished"  # a copy that a kill cuts short must not look like a whole one
+        shutil.rmtree(unfinished, ignore_errors=True)
+        copy = _COPIES[name](unfinished, _title(path))
         for row in read_jsonl(path):
             copy.write(row)
         copy.close()
-        (room / name).rename(path.parent / name)
-        shutil.rmtree(room)
+        (unfinished / name).rename(_room(path) / name)
+        shutil.rmtree(unfinished)
+
+
+def _room(path: Path) -> Path:
+    return path.parent / "tracking"
 
 
 def _title(path: Path) -> str:
