@@ -1,8 +1,8 @@
 """Where the rows of `metrics.jsonl` go besides: TensorBoard and Weights & Biases (extra `tracking`).
 
-`metrics.jsonl` is the record, and what is written here, to the folder `tracking` beside it, is a copy. A run that goes on
-after a kill cuts its record back to the last checkpoint and makes its copies anew from what is left, so that no step is
-in them twice.
+`metrics.jsonl` is the record, and what is written here, to the folder `tracking` beside it, is a copy. A run that goes
+on after a kill cuts its record back to the last checkpoint and makes its copies anew from what is left, so that no step
+is in them twice.
 
 Weights & Biases stays offline unless WANDB_MODE says otherwise: `wandb sync` sends later what lies in the run folder.
 It gets the numbers of `metrics.jsonl` and the name of the run; no config, no code, nothing about the machine.
