@@ -23,7 +23,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 def main(work: Callable[[Pipeline], object]) -> None:
     """Run `work` on the pipeline of `script.py CONFIG [--field value ...]`; a wrong input ends in one clear line."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        sys.exit(f"usage: {sys.argv[0]} CONFIG.py [--workdir RUN] [--field value ...]   (CONFIG.py --help lists them)")
+        sys.exit(
+            f"usage: {sys.argv[0]} CONFIG.py [--auto] [--workdir RUN] [--field value ...]   (CONFIG.py --help lists "
+            "them; --auto has the knobs of DEFT and TSDS decided by the data)"
+        )
     with plain_errors():
         experiment, description = load(sys.argv[1], sys.argv[2:])
         work(Pipeline(experiment, description))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -39,6 +39,7 @@ from deft_tsds.selectors import (
     ShortlistDEFT,
     UnbalancedTransport,
 )
+from deft_tsds.training.tracking import Tracker
 from deft_tsds.transport.problem import DensityOver
 
 
@@ -430,20 +431,56 @@ class Experiment:
     """The one seed of the run."""
     replicates: int = 1
     """Repeat selection and fine-tuning so often, with keys folded out of the seed."""
+    track: tuple[Tracker, ...] = ()
+    """Where `metrics.jsonl` of each fine-tuning is copied to: "tensorboard", "wandb" (extra `tracking`). It decides no
+    result; asked for later, what has been trained is copied and not trained again."""
     workdir: Path = Path("runs/unnamed")
     """The run folder."""
 
+
+AUTO = "--auto"
+"""The flag that has knobs decided by the data."""
 
 Config = TypeVar("Config")
 
 
 def load(path: str | Path, arguments: Sequence[str] = ()) -> tuple[Experiment, str]:
-    """As `load_as`, for an experiment."""
-    return load_as(Experiment, path, arguments)
+    """As `load_as`, for an experiment; `--auto` among the arguments has its knobs decided (`automatic`), but for those
+    that other arguments set."""
+    rest = [argument for argument in arguments if argument != AUTO]
+    return load_as(Experiment, path, rest, change=automatic if AUTO in arguments else None)
 
 
-def load_as(kind: type[Config], path: str | Path, arguments: Sequence[str] = ()) -> tuple[Config, str]:
-    """Read `config` from a Python file and apply command-line overrides.
+def automatic(experiment: Experiment) -> Experiment:
+    """The experiment with "auto" for every knob of its arms that can be decided by the data: K and base share of DEFT,
+    alpha and bandwidth of TSDS, also within other selectors, K of ClusteredTSDS, and the bandwidth of Transport."""
+
+    def of(selector: Any) -> Any:
+        if isinstance(selector, DEFT):
+            return replace(selector, clusters="auto", base="auto")
+        if isinstance(selector, TSDS):
+            bandwidth = "auto" if selector.regularizer == "kde" else selector.bandwidth
+            return replace(selector, alpha="auto", effective_size=None, bandwidth=bandwidth)
+        if isinstance(selector, ShortlistDEFT):
+            return replace(selector, deft=of(selector.deft))
+        if isinstance(selector, ClusteredTSDS):
+            return replace(selector, tsds=of(selector.tsds), clusters="auto")
+        if isinstance(selector, Transport) and selector.bandwidth is not None:
+            return replace(selector, bandwidth="auto")
+        return selector
+
+    arms = {name: replace(arm, selector=of(arm.selector)) for name, arm in experiment.arms.items()}
+    return replace(experiment, arms=arms)
+
+
+def load_as(
+    kind: type[Config],
+    path: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    change: Callable[[Config], Config] | None = None,
+) -> tuple[Config, str]:
+    """Read `config` from a Python file, change it, and apply command-line overrides.
 
     Modules beside the file become importable, after all others, so that it may name the user's own functions.
 
@@ -469,6 +506,8 @@ def load_as(kind: type[Config], path: str | Path, arguments: Sequence[str] = ())
     default = getattr(module, "config", None)
     if not isinstance(default, kind):
         raise ValueError(f"{path} must define `config = {kind.__name__}(...)`; found {type(default).__name__}.")
+    if change is not None:
+        default = change(default)
     description = (module.__doc__ or "").strip()
     return override(
         default, arguments, description=description, program=f"{Path(sys.argv[0]).name} {path}"

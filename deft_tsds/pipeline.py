@@ -42,6 +42,7 @@ from deft_tsds.training.finetune import (
     make_optimizer,
     tokenize_pairs,
 )
+from deft_tsds.training.tracking import check_trackers, copy_log
 
 COPY = "copy"
 """The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
@@ -82,6 +83,7 @@ class Pipeline:
             raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
         build.check_metrics(experiment.evaluate.metrics)
         build.check_train(experiment.train)
+        check_trackers(experiment.track)
         pool = functools.cache(lambda: self.examples("pool"))
         self.selectors = {
             name: build.selector(arm.selector, name=name, pool=pool) for name, arm in experiment.arms.items()
@@ -327,7 +329,10 @@ class Pipeline:
             )
             selection.save(folder / "selection")
             selection.to_jsonl(pool, folder / "chosen.jsonl")
-            return {"chosen": len(selection.indices)}
+            decisions = selection.info.get("auto", {})
+            for decision in decisions.values():
+                console.print(f"{arm}: {decision['why']}", markup=False, soft_wrap=True)
+            return {"chosen": len(selection.indices)} | ({"auto": decisions} if decisions else {})
 
         settings = {"selector": section.selector, "budget": budget, "replicate": replicate}
         if files := build.selector_identity(section.selector):
@@ -400,12 +405,10 @@ class Pipeline:
             )
             return self._keep(folder, model, chosen, pairs, trained)
 
-        return self.run.do(
-            name,
-            work,
-            settings=self._training_settings | {"replicate": replicate},
-            upstream=[selected, self.tokenizer],
-        )
+        settings = self._training_settings | {"replicate": replicate}
+        stage = self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
+        copy_log(stage.folder / "metrics.jsonl", self.experiment.track)
+        return stage
 
     def _finetune_all(self, arm: str) -> Stage:
         """All replicates of an arm in one program."""
@@ -428,7 +431,10 @@ class Pipeline:
             return {run: self._keep(folder / run, *rest) for run, *rest in parts}
 
         settings = self._training_settings | {"replicates": len(runs)}
-        return self.run.do(name, work, settings=settings, upstream=[*selected, self.tokenizer])
+        stage = self.run.do(name, work, settings=settings, upstream=[*selected, self.tokenizer])
+        for run in runs:
+            copy_log(stage.folder / run / "metrics.jsonl", self.experiment.track)
+        return stage
 
     @property
     def _training_settings(self) -> dict[str, Any]:
@@ -465,6 +471,7 @@ class Pipeline:
             "save_every": train.save_every,
             "log_every": train.log_every,
             "profile": train.profile,
+            "track": self.experiment.track,
         }
 
     def _keep(self, folder: Path, model: Any, chosen: Selection, pairs: Pairs, trained: Trained) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The whole job: choose, fine-tune, score, explain.
 
 python scripts/run.py configs/demo.py --workdir runs/demo --train.steps 500
+python scripts/run.py configs/demo.py --workdir runs/auto --auto      # K, base share, alpha, bandwidth from the data
 """
 
 from deft_tsds.cli import main, show_table

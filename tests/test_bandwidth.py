@@ -55,6 +55,17 @@ def test_without_copies_h_is_a_small_quantile(seed, d):
     assert h > 0
 
 
+@pytest.mark.parametrize("times", [2, 5, 60])
+def test_when_every_point_is_copied_h_lies_between_copies_and_points(times):
+    points, rng = ordinary(7, 60), np.random.default_rng(8)
+    copied = np.concatenate([points + 0.01 * rng.normal(size=points.shape) / np.sqrt(8) for _ in range(times)])
+    h, found = propose(copied)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(60, np.inf))
+    assert found["rule"] == "valley"
+    assert found["near_copies"] == 1
+    assert 0.02 < h < np.quantile(apart.min(axis=1), 0.05)
+
+
 def test_exact_copies_alone_are_no_valley():
     points = ordinary(3)
     h, found = propose(np.concatenate([points, points]))

@@ -9,8 +9,14 @@ distances have a *valley* between a = r_i and b = r_(i+g) when b >= 3 a, where
 - at least P/10 lie at or above b: ordinary neighbours, not a few outliers;
 - g = P/100, and 1 at the least: stragglers may lie in the valley.
 
-The widest valley (the largest b/a) wins and h = sqrt(a b). Without a valley the points have no duplicate structure that
-distances alone could show: then h is the 5% quantile of the r, so that only the closest pairs count as near.
+The widest valley (the largest b/a) wins and h = sqrt(a b).
+
+Where nearly every point has a copy, none of these distances is ordinary. So where they have no valley, the distances to
+the 2nd, 4th, ... 64th other point are set beside them, one after another, until one shows a valley of b >= 10 a: up to
+64 copies of each point are told from the points beyond them. (Tight clusters look the same, hence the wider valley.)
+
+Without any valley the points have no duplicate structure that distances alone could show: then h is the 5% quantile of
+the r, so that only the closest pairs count as near.
 
 The rule moves with the data: points times c give h times c. The probes are chosen by their rank in an order that the
 caller gives, every ceil(U/2000)-th of them, so that no chance enters and the order of the points does not matter.
@@ -26,8 +32,9 @@ import numpy as np
 from deft_tsds.geometry.neighbors import nearest_neighbors
 
 _PROBES = 2000
-_NEIGHBORS = 32  # so many exact copies may hide the nearest other point
-_RATIO = 3.0
+_NEIGHBORS = 128  # so many exact copies may hide the nearest other point
+_FARTHER = (2, 4, 8, 16, 32, 64)
+_RATIO, _RATIO_FARTHER = 3.0, 10.0
 _QUANTILE = 0.05
 
 
@@ -62,8 +69,15 @@ def propose_bandwidth(points_UxD: np.ndarray, rank_by_U: np.ndarray) -> tuple[fl
             f'bandwidth="auto" found nothing but exact copies among the {distances.shape[1]} nearest points of each '
             "probe: give bandwidth as a number."
         )
-    r = np.sort(distances[seen, np.argmax(apart, axis=1)[seen]])
-    valley = _widest_valley(r)
+    first = np.argmax(apart, axis=1)[seen]
+    r = np.sort(distances[seen, first])
+    valley = _widest_valley(r, _RATIO)
+    for j in _FARTHER:
+        inside = first + j - 1 < distances.shape[1]
+        if valley is not None or not inside.any():
+            break
+        farther = distances[seen][inside, first[inside] + j - 1]
+        valley = _widest_valley(np.sort(np.concatenate([r, farther])), _RATIO_FARTHER)
     h = math.sqrt(valley[0]) * math.sqrt(valley[1]) if valley else float(np.quantile(r, _QUANTILE, method="higher"))
     exact = float(np.mean(np.count_nonzero(~apart, axis=1) > 1))
     near = float(np.count_nonzero(r < h) / len(probes))
@@ -88,7 +102,7 @@ def propose_bandwidth(points_UxD: np.ndarray, rank_by_U: np.ndarray) -> tuple[fl
     return h, found
 
 
-def _widest_valley(r: np.ndarray) -> tuple[float, float] | None:
+def _widest_valley(r: np.ndarray, ratio: float) -> tuple[float, float] | None:
     """The widest valley (a, b) of sorted distances above 0, if there is one."""
     below, above, gap = max(4, -(-len(r) // 50)), -(-len(r) // 10), max(1, len(r) // 100)
     first, last = below - 1, len(r) - above - gap  # places of a
@@ -96,4 +110,4 @@ def _widest_valley(r: np.ndarray) -> tuple[float, float] | None:
         return None
     a, b = r[first : last + 1], r[first + gap : last + gap + 1]
     widest = int(np.argmax(b / a))
-    return (float(a[widest]), float(b[widest])) if b[widest] >= _RATIO * a[widest] else None
+    return (float(a[widest]), float(b[widest])) if b[widest] >= ratio * a[widest] else None

@@ -149,7 +149,7 @@ def read_run(path: str | Path) -> RunView:
             ArmView(
                 name=name,
                 selector=arm["selector"],
-                options=arm.get("options", {}),
+                options=arm.get("options", {}) | _decided(selections),
                 budget=arm["budget"],
                 share=arm["share"],
                 steps=experiment.get("train_steps", {}).get(name),
@@ -173,6 +173,12 @@ def read_run(path: str | Path) -> RunView:
         manifests=_read_manifests(folder),
         absent=tuple(absent),
     )
+
+
+def _decided(selections: Mapping[int, Selection]) -> dict[str, str]:
+    """By knob, why it was set as it was, where the data decided (the first seed's)."""
+    decisions = next(iter(selections.values())).info.get("auto", {})
+    return {knob: f"auto: {decision['why']}" for knob, decision in decisions.items()}
 
 
 def _mandatory(folder: Path, relative: str, stage: str) -> Path:

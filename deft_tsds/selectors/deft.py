@@ -7,7 +7,7 @@ Text-Editing", arXiv 2310.16776.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -18,7 +18,15 @@ from deft_tsds.arrays import check_count, check_real, normalize_rows
 from deft_tsds.cost import PlanCost, clustering_cost
 from deft_tsds.sampling import generator_of, sample_stratified
 from deft_tsds.selection import Pool, Selection
-from deft_tsds.selectors.clusters import Clusters, check_clusters, cluster_rows, cosine_distances, largest_k
+from deft_tsds.selectors.auto import base_share
+from deft_tsds.selectors.clusters import (
+    Clusters,
+    check_clusters,
+    cluster_rows,
+    cosine_distances,
+    largest_k,
+    number_of_clusters,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,13 @@ class DEFT:
 
     clusters: Clusters = 7
     """K, the number of clusters; at most the number of rows outside the base set is used. "silhouette" chooses the K
-    whose clusters are best told apart on a sample, from 2 to `most_clusters`; info has the score of each."""
+    whose clusters are best told apart on a sample, from 2 to `most_clusters`; info has the score of each. "auto" takes
+    only those that come again in another half of the data (see `clusters.stable_clusters`), and info says why."""
 
-    base: float = 0.3
+    base: float | Literal["auto"] = 0.3
     """Share that is drawn as the base set: by group in proportion to the groups' sizes, uniformly where there are no
-    groups."""
+    groups. "auto" gives the core-set as many rows as are hard, half of the budget at most, and the base set the rest
+    (see `auto.base_share`); info says why."""
 
     base_of: Literal["pool", "budget"] = "pool"
     """What `base` is a share of. The paper's is of the pool; a share of the budget goes with any budget."""
@@ -57,12 +67,13 @@ class DEFT:
     the budget exactly."""
 
     most_clusters: int = 12
-    """The largest K that "silhouette" tries."""
+    """The largest K that "silhouette" and "auto" try."""
 
     def __post_init__(self) -> None:
         check_clusters(self.clusters, self.most_clusters)
         for name in ("base", "easy", "hard", "random"):
-            check_real(getattr(self, name), name, at_least=0, at_most=1)
+            if name != "base" or self.base != "auto":
+                check_real(getattr(self, name), name, at_least=0, at_most=1)
         if not math.isclose(self.easy + self.hard + self.random, 1, abs_tol=1e-6):
             raise ValueError(
                 f"easy + hard + random is {self.easy:g} + {self.hard:g} + {self.random:g}: "
@@ -75,28 +86,47 @@ class DEFT:
 
     def check_budget(self, budget: int, candidates: int) -> None:
         """Raise ValueError when the base set leaves nothing of the budget; known before anything is embedded."""
-        base_count = self._base_count(budget, candidates)
+        if isinstance(self.base, str):
+            return
+        base_count = self._base_count(self.base, budget, candidates)
         if base_count >= budget:
-            whole = candidates if self.base_of == "pool" else budget
+            whole, what = (candidates, "candidates") if self.base_of == "pool" else (budget, "chosen")
             raise ValueError(
-                f"base = {self.base:g} of {whole} {'candidates' if self.base_of == 'pool' else 'chosen'} is "
-                f"{base_count} rows, which leaves nothing of the "
+                f"base = {self.base:g} of {whole} {what} is {base_count} rows, which leaves nothing of the "
                 f"budget of {budget} for the core-set: lower base below {budget / whole:.4g}, raise the budget "
                 f"above {base_count}, or use Random(stratified=True) for a base set alone."
             )
 
-    def _base_count(self, budget: int, candidates: int) -> int:
-        return round(self.base * (candidates if self.base_of == "pool" else budget))
+    def _base_count(self, base: float, budget: int, candidates: int) -> int:
+        return round(base * (candidates if self.base_of == "pool" else budget))
 
     def cost(self, pool: Pool, budget: int) -> PlanCost:
         """What the clustering will need (see `deft_tsds.cost`)."""
         n, d = pool.embeddings_NxD.shape
         return clustering_cost(n, d, largest_k(self.clusters, self.most_clusters))
 
+    def decided(self, pool: Pool, *, budget: int, key: jax.Array) -> tuple[DEFT, dict[str, Any]]:
+        """This selector with numbers in place of "auto" (and "silhouette"), and what info says of how they came about:
+        under "auto", by knob, `value`, the `paper`'s, and `why`."""
+        key_clusters, key_base = jax.random.split(key)
+        unit_NxD = normalize_rows(pool.embeddings_NxD)
+        clusters, info = number_of_clusters(unit_NxD, self.clusters, most_clusters=self.most_clusters, key=key_clusters)
+        base, base_of = self.base, self.base_of
+        if base == "auto":
+            base, decision = base_share(unit_NxD, budget, clusters, key=key_base)
+            base_of = "pool"
+            info["auto"] = info.get("auto", {}) | {"base": decision}
+        return replace(self, clusters=clusters, base=base, base_of=base_of), info
+
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
+        if isinstance(self.base, str) or self.clusters == "auto":
+            key_decision, key = jax.random.split(key)
+            selector, decisions = self.decided(pool, budget=budget, key=key_decision)
+            selection = selector(pool, budget=budget, key=key)
+            return replace(selection, info={**selection.info, **decisions})
         n = len(pool)
         self.check_budget(budget, n)
-        base_count = self._base_count(budget, n)
+        base_count = self._base_count(self.base, budget, n)
         key_base, key_clusters, key_random = jax.random.split(key, 3)
         chosen, base_rows = self._base(pool, base_count, key_base)
 

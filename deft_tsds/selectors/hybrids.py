@@ -84,10 +84,10 @@ class ClusteredTSDS:
     """The plan and the draw; its quotas are set here."""
 
     clusters: Clusters = 7
-    """K, the number of clusters of the pool, as in DEFT; "silhouette" chooses it."""
+    """K, the number of clusters of the pool, as in DEFT; "silhouette" or "auto" chooses it."""
 
     most_clusters: int = 12
-    """The largest K that "silhouette" tries."""
+    """The largest K that "silhouette" and "auto" try."""
 
     needs_queries: ClassVar[bool] = True
     takes_cost_budget: ClassVar[bool] = True
@@ -122,4 +122,6 @@ class ClusteredTSDS:
             "cluster_chosen": taken_K.tolist(),
             "kmeans": clustering_info,
         }
+        if decisions := selection.info.get("auto", {}) | clustering_info.pop("auto", {}):
+            info["auto"] = decisions
         return dataclasses.replace(selection, reasons=tuple(reasons), info=info)

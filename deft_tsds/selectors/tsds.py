@@ -16,6 +16,7 @@ from deft_tsds.cost import PlanCost, plan_cost
 from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.sampling import inclusion_probabilities, sample
 from deft_tsds.selection import Pool, Selection
+from deft_tsds.selectors.auto import spread_plan
 from deft_tsds.selectors.reasons import plan_reasons
 from deft_tsds.transport.problem import DensityOver, Plan, Problem
 from deft_tsds.transport.tsds import Regularizer, tsds, tsds_grown
@@ -30,9 +31,10 @@ class TSDS:
     sample of the paper with its repeats put together.
     """
 
-    alpha: float | None = None
+    alpha: float | Literal["auto"] | None = None
     """Weight of being near to the queries against diversity, in (0, 1]; lower spreads over more candidates. None is
-    0.5, or what `effective_size` asks for."""
+    0.5, or what `effective_size` asks for. "auto" is the highest whose plan is worth enough distinct examples for the
+    budget (see `auto.spread_plan`), with as many neighbours as that takes; info says why."""
 
     scale: float = 5.0
     """C, the scale of the distances; only C (1 - alpha) / alpha matters."""
@@ -78,7 +80,7 @@ class TSDS:
     def __post_init__(self) -> None:
         if self.alpha is not None and self.effective_size is not None:
             raise ValueError("alpha and effective_size both decide how far the mass spreads: give one of them.")
-        if self.alpha is not None:
+        if self.alpha is not None and self.alpha != "auto":
             check_real(self.alpha, "alpha", above=0, at_most=1)
         if self.effective_size is not None:
             check_real(self.effective_size, "effective_size", at_least=1)
@@ -108,7 +110,7 @@ class TSDS:
             if pool.groups_N is None:
                 raise ValueError("TSDS(quotas=..., caps=...) needs groups: give one label a candidate.")
             draw |= {"groups": pool.groups_N, "quotas": self.quotas, "caps": self.caps}
-        problem, plan = self.plan(pool)
+        problem, plan, decisions = self._decided(pool, budget)
         probability_N = plan.probabilities()
         if self.fill == "nearest":
             draw["fill"] = _nearest_first(pool)
@@ -122,7 +124,11 @@ class TSDS:
             "filled": int((probability_N[rows] == 0).sum()),
         }
         if self.bandwidth == "auto" and self.regularizer == "kde":
-            info["bandwidth"] = {"h": problem.info["bandwidth"], **problem.info["bandwidth_found"]}
+            found = problem.info["bandwidth_found"]
+            info["bandwidth"] = {"h": problem.info["bandwidth"], **found}
+            decisions["bandwidth"] = {"value": problem.info["bandwidth"], "paper": 0.75, "why": found["message"]}
+        if decisions:
+            info["auto"] = decisions
         if self.replace:
             chances = [{"draws": int(count)} for count in draws]
             if len(rows) < len(drawn):
@@ -136,13 +142,23 @@ class TSDS:
         weights = draws if self.replace else None
         return Selection.of(rows, weights=weights, scores=probability_N[rows], reasons=reasons, info=info)
 
-    def plan(self, pool: Pool) -> tuple[Problem, Plan]:
+    def plan(self, pool: Pool, budget: int | None = None) -> tuple[Problem, Plan]:
         """The problem between queries and candidates, and the plan whose probabilities a call draws from: what there
         is to do once, where many budgets or keys follow.
 
+        Args:
+            pool: with queries.
+            budget: in rows; only alpha="auto" looks at it.
+
         Raises:
-            ValueError: as `tsds`, such as neighbours that are too few for `effective_size`.
+            ValueError: as `tsds`, such as neighbours that are too few for `effective_size`; alpha="auto" without a
+                budget.
         """
+        problem, plan, _ = self._decided(pool, budget)
+        return problem, plan
+
+    def _decided(self, pool: Pool, budget: int | None) -> tuple[Problem, Plan, dict[str, Any]]:
+        """Problem and plan, and the decision on alpha where it is "auto"."""
         arrays = (pool.embeddings_NxD, pool.queries_MxD)
         neighborhoods: dict[str, Any] = {
             "neighbors": self.neighbors,
@@ -150,14 +166,21 @@ class TSDS:
             "density_over": self.density_over,
         }
         optimum: dict[str, Any] = {"scale": self.scale, "regularizer": self.regularizer}
+        if self.alpha == "auto":
+            if budget is None:
+                raise ValueError('alpha="auto" depends on the budget: give plan(pool, budget).')
+            if pool.cost_budget is not None and pool.costs_N is not None:
+                budget = max(1, min(len(pool), round(pool.cost_budget / pool.costs_N.mean())))
+            problem, plan, decision = spread_plan(*arrays, budget, **optimum, **neighborhoods)
+            return problem, plan, {"alpha": decision}
         if self.effective_size is None:
             optimum["alpha"] = 0.5 if self.alpha is None else self.alpha
             if self.grow:
-                return tsds_grown(*arrays, **optimum, **neighborhoods)
+                return *tsds_grown(*arrays, **optimum, **neighborhoods), {}
         else:
             optimum["effective_size"] = self.effective_size
         problem = Problem.from_embeddings(*arrays, **neighborhoods)
-        return problem, tsds(problem, **optimum)
+        return problem, tsds(problem, **optimum), {}
 
 
 def _nearest_first(pool: Pool) -> np.ndarray:

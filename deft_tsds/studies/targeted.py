@@ -132,6 +132,7 @@ CONTENDERS: dict[str, Contender] = {
     "Full": Contender(Full()),
     "TSDS-KDE": Contender(TSDS()),
     "TSDS-KDE, h auto": Contender(TSDS(bandwidth="auto")),
+    "TSDS-KDE, alpha and h auto": Contender(TSDS(alpha="auto", bandwidth="auto")),
     "TSDS-uniform": Contender(TSDS(regularizer="uniform")),
     "TSDS-TV, size 2B": Contender(TSDS(regularizer="tv", neighbors=1_000_000), size=2),
     "ClusteredTSDS": Contender(ClusteredTSDS(), seeds=1),
@@ -278,17 +279,18 @@ class _Chooser:
     def __init__(self, contender: Contender, pool: Pool):
         self._pool, self._size = pool, contender.size
         self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
-        self._plans: dict[float | None, Plan] = {}
+        self._plans: dict[int | None, Plan] = {}
         self._log_weights_N: np.ndarray | None = None
 
     def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
         """int64 [budget], ascending."""
         selector = self._selector
         if isinstance(selector, (TSDS, Transport)):
-            size = None if self._size is None else self._size * budget
-            if size not in self._plans:
-                self._plans[size] = self._plan(selector, size)
-            return np.sort(sample(self._plans[size].probabilities(), budget, key=key))
+            of_budget = self._size is not None or getattr(selector, "alpha", None) == "auto"
+            planned = budget if of_budget else None
+            if planned not in self._plans:
+                self._plans[planned] = self._plan(selector, planned)
+            return np.sort(sample(self._plans[planned].probabilities(), budget, key=key))
         if isinstance(selector, DSIR) and selector.draw:
             if self._log_weights_N is None:
                 everything = self._select(dataclasses.replace(selector, draw=False), len(self._pool), key)
@@ -307,12 +309,13 @@ class _Chooser:
             query_groups=pool.query_groups_M,
         )
 
-    def _plan(self, selector: TSDS | Transport, size: float | None) -> Plan:
+    def _plan(self, selector: TSDS | Transport, budget: int | None) -> Plan:
         if isinstance(selector, Transport):
             embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
             return SideBySide(embeddings_NxD, queries_MxD, [selector]).plan(0, np.empty(0, np.int64))[0]
-        sized = selector if size is None else dataclasses.replace(selector, effective_size=size)
-        return sized.plan(self._pool)[1]
+        if self._size is not None and budget is not None:
+            selector = dataclasses.replace(selector, effective_size=self._size * budget)
+        return selector.plan(self._pool, budget)[1]
 
 
 def _array_hash(array: np.ndarray | None) -> str:

@@ -43,6 +43,7 @@ from deft_tsds.training.step import (
     validation_sums_many,
 )
 from deft_tsds.training.throughput import gemm_peak
+from deft_tsds.training.tracking import Tracker
 
 __all__ = [
     "ExampleOrder",
@@ -78,6 +79,7 @@ def finetune(
     save_every: int = 500,
     log_every: int = 20,
     profile: bool = False,
+    track: Sequence[Tracker] = (),
     mesh: Mesh | None = None,
     rules: Rules = RULES,
     description: str = "fine-tuning",
@@ -105,6 +107,7 @@ def finetune(
       log_every: steps between rows of `metrics.jsonl`. A row has the loss, tokens a second, and the utilisation: model
         FLOP/s as a share of what a matrix product reaches on the same devices.
       profile: write a trace of three steps to `folder/profile`.
+      track: where the rows of `metrics.jsonl` are copied to (see `deft_tsds.training.tracking`).
       mesh: from `sharding.make_mesh`; parameters and batches are split over it, by this and all other processes.
       rules: how parameters are split.
       description: shown beside the progress bar.
@@ -169,6 +172,7 @@ def finetune(
             save_every=save_every,
             log_every=log_every,
             profile=profile,
+            track=track,
             description=description,
         ),
         folder=folder,
@@ -195,6 +199,7 @@ def finetune_many(
     save_every: int = 500,
     log_every: int = 20,
     profile: bool = False,
+    track: Sequence[Tracker] = (),
     names: Sequence[str] | None = None,
     vmapped: int | None = None,
     mesh: Mesh | None = None,
@@ -216,7 +221,7 @@ def finetune_many(
         CPU, where XLA multiplies the matrices of a batch one by one anyway and eight models at once leave the cache.
       mesh: its devices share the runs out among them; R must be a multiple of their number.
       rates, batch_size, optimizer, accumulate, terms, validation, validate_every, save_every, log_every, profile,
-        description: as in `finetune`, the same for all runs. There is no early stopping.
+        track, description: as in `finetune`, the same for all runs. There is no early stopping.
 
     Raises:
       ValueError: not as many models, pairs and keys; models of more than one shape; else as `finetune`.
@@ -272,6 +277,7 @@ def finetune_many(
             save_every=save_every,
             log_every=log_every,
             profile=profile,
+            track=track,
             description=description,
             names=names,
         ),

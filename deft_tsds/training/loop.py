@@ -5,6 +5,7 @@ It knows nothing of models and devices: one run or R runs at once, on one device
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deft_tsds.runs import MetricsLog, progress_bar
+from deft_tsds.runs import progress_bar
 from deft_tsds.training.batches import ahead
 from deft_tsds.training.checkpoints import Checkpoints
 from deft_tsds.training.sharding import gathered
 from deft_tsds.training.step import StepLoss
 from deft_tsds.training.throughput import Meter, Trace
+from deft_tsds.training.tracking import TrackedLog, Tracker
 
 
 class Feed(NamedTuple):
@@ -53,6 +55,7 @@ class Plan:
     save_every: int
     log_every: int
     profile: bool
+    track: Sequence[Tracker]
     description: str
     names: Sequence[str] = ("",)
     """What messages call each of the R runs."""
@@ -93,7 +96,10 @@ def train(
     start, params, moments, progress = checkpoints.resume(params, moments, progress)
 
     writes = jax.process_index() == 0
-    rows = [MetricsLog(path, keep_until_step=start) for path in logs if writes]
+    opened = contextlib.ExitStack()
+    rows = [TrackedLog(path, keep_until_step=start, track=plan.track) for path in logs if writes]
+    for log in rows:
+        opened.callback(log.close)
     meter, trace = Meter(peak), Trace(folder / "profile" if plan.profile else None)
     began, last = time.perf_counter(), len(plan.rates)
     unchecked: tuple[int, Feed, StepLoss] | None = None
@@ -103,7 +109,7 @@ def train(
 
     if stopped():
         last = start
-    with progress_bar() as bar, trace:
+    with opened, progress_bar() as bar, trace:
         task = bar.add_task(plan.description, total=last, completed=start, note="")
         for step, feed in enumerate(ahead(programs.feed, start + 1, last + 1), start + 1):
             trace.before(step - start)
@@ -153,8 +159,6 @@ def train(
     if plan.keep_best:
         kept, held_out = progress["best_step"], [progress["best_loss"]]
         params = checkpoints.best(kept, params)
-    for log in rows:
-        log.close()
     checkpoints.close()
     return params, [
         Trained(steps=last, kept_step=kept, loss=loss, validation_loss=None if held_out is None else held_out[run])
