@@ -10,6 +10,7 @@ from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.report.view import RunView
 
 _SHOWN = 12
+_LEAST_LOSS = 5e-4  # what three decimals do not show is no loss
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ArmCoverage:
     """How near an arm's first selection comes to the queries. Distances are one minus the cosine."""
 
     label: str
+    number: int
+    """Of the arm in the run."""
     distances_M: np.ndarray
     """Of each query to its nearest chosen example."""
     mean: float
@@ -70,12 +73,14 @@ def coverage(view: RunView) -> Coverage | None:
     drawn = next((arm.name for arm in view.arms if arm.selector == "Random" and arm.name in nearest), None)
     random_M = nearest[drawn][0] if drawn is not None else None
     arms = []
-    for arm in (arm for arm in view.arms if arm.name in nearest):
+    for number, arm in enumerate(view.arms):
+        if arm.name not in nearest:
+            continue
         distance_M, row_M = nearest[arm.name]
         lost_M = distance_M - offered_M
         badly = []
         for query in np.lexsort((-distance_M, -lost_M))[:_SHOWN].tolist():
-            if lost_M[query] > 0:
+            if lost_M[query] >= _LEAST_LOSS:
                 badly.append(
                     BadlyServed(
                         query=query,
@@ -86,14 +91,18 @@ def coverage(view: RunView) -> Coverage | None:
                         random=None if random_M is None else float(random_M[query]),
                     )
                 )
+        behind = None
+        if random_M is not None and arm.name != drawn:
+            behind = float((distance_M - random_M >= _LEAST_LOSS).mean())
         arms.append(
             ArmCoverage(
                 label=arm.label,
+                number=number,
                 distances_M=distance_M,
                 mean=float(distance_M.mean()),
                 worst=float(distance_M.max()),
-                best=float((lost_M <= 0).mean()),
-                behind_random=None if random_M is None or arm.name == drawn else float((distance_M > random_M).mean()),
+                best=float((lost_M < _LEAST_LOSS).mean()),
+                behind_random=behind,
                 badly=tuple(badly),
             )
         )

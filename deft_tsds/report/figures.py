@@ -124,7 +124,7 @@ def coverage_figure(found: Coverage, texts: Sequence[str], query_rows: np.ndarra
         }
     ]
     described = [hover_text(texts[row], 180) for row in query_rows.tolist()]
-    for number, arm in enumerate(found.arms):
+    for arm in found.arms:
         traces.append(
             {
                 "type": "scatter",
@@ -134,7 +134,11 @@ def coverage_figure(found: Coverage, texts: Sequence[str], query_rows: np.ndarra
                 "y": _rounded(arm.distances_M[query_rows]),
                 "text": described,
                 "hovertemplate": "%{text}<br>nearest chosen %{y:.3f}, nearest in the pool %{x:.3f}<extra></extra>",
-                "marker": {"color": colour(number), "size": 6, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+                "marker": {
+                    "color": colour(arm.number),
+                    "size": 6,
+                    "symbol": _SYMBOLS[arm.number % len(_SYMBOLS)],
+                },
             }
         )
     layout = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from deft_tsds.report.map2d import MOST_QUERIES, PoolMap, pool_map, proportional
 from deft_tsds.report.map_figures import map_figure, served_figure
 from deft_tsds.report.outputs import side_by_side
 from deft_tsds.report.served import served
+from deft_tsds.report.settings import flat
 from deft_tsds.report.typicality import extremes, typicality
 from deft_tsds.report.view import ArmView, RunView, read_run
 from deft_tsds.runs import stage_key
@@ -91,6 +91,7 @@ def render(view: RunView) -> str:
         threshold=composition.NEAR_DUPLICATE_COSINE,
         extremes=choices,
         opening=_opening(view, view.arms),
+        opening_choosing=_opening(view, choosing),
         stages=_stages(view),
         served=serving,
         coverage=covered,
@@ -123,18 +124,6 @@ def size(number: float) -> str:
             value = number / scale
             return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
     return f"{number:.0f} B"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """A nested config as (path, value) pairs, with the paths that the command line takes."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in config.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            pairs += flat(value, f"{path}.")
-        else:
-            pairs.append((path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return tuple(pairs)
 
 
 def _opening(view: RunView, arms: Sequence[ArmView]) -> int:
