@@ -39,6 +39,7 @@ class ScoreRow:
     """An arm of a run."""
 
     run: str
+    """"" for copying, which is the same in all runs."""
     arm: str
     cells: tuple[results.Score | None, ...]
 
@@ -196,9 +197,11 @@ def _score_table(views: Sequence[RunView], labels: Sequence[str], tests: SharedT
     columns = (results.ALL_TESTS, *tests.names) if has_mean else tests.names
     rows = []
     for table, label in zip(tables, labels, strict=True):
-        arms = [*table.rows, *([(results.arm_label((), results.COPY), table.copying)] if table.copying else [])]
         places = [table.columns.index(name) for name in columns]
-        rows += [ScoreRow(label, arm, tuple(cells[place] for place in places)) for arm, cells in arms]
+        rows += [ScoreRow(label, arm, tuple(cells[place] for place in places)) for arm, cells in table.rows]
+    if copying := tables[0].copying:  # the same in all runs, since the test rows are
+        places = [tables[0].columns.index(name) for name in columns]
+        rows.append(ScoreRow("", results.arm_label((), results.COPY), tuple(copying[place] for place in places)))
     return ScoreTable(tables[0].label, tables[0].convention, columns, tuple(rows))
 
 

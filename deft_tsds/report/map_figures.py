@@ -66,11 +66,8 @@ def map_figure(view: RunView, pool_map: PoolMap) -> dict[str, Any]:
                 "meta": "ink",  # page.js gives it the colour of the text
             }
         )
-    layout = _plain_layout() | {
-        "legend": {"orientation": "h", "y": 0, "yanchor": "top", "x": 0, "itemsizing": "constant"},
-    }
     cloud = _cloud(view, pool_map, shade_N, shades) if pool_map.placed_rows.size else None
-    return {"data": traces, "layout": layout, "arms": _chosen_points(view, pool_map, members), "cloud": cloud}
+    return {"data": traces, "layout": _plain_layout(), "arms": _chosen_points(view, pool_map, members), "cloud": cloud}
 
 
 def served_figure(view: RunView, pool_map: PoolMap, arms: Sequence[ArmServed]) -> dict[str, Any]:
@@ -117,6 +114,7 @@ def _plain_layout() -> dict[str, Any]:
         "xaxis": axis,
         "yaxis": {**axis, "scaleanchor": "x"},
         "showlegend": True,
+        "legend": {"orientation": "h", "y": 0, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
         "hovermode": "closest",
         "dragmode": "pan",

@@ -8,6 +8,13 @@
   const arm = () => choice.querySelector("input:checked").value;
   const open = () => lists.find((query) => query.open && query.dataset.arm === arm());
 
+  // What to show of an axis: these values, with room on both sides, and never less than a fifth of the map.
+  function around(values, all) {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const room = Math.max(0.3 * (high - low), 0.1 * (Math.max(...all) - Math.min(...all)));
+    return [low - room, high + room];
+  }
+
   page.prepare.served = (spec) => {
     const query = open();
     const at = query ? spec.data[1].customdata.indexOf(Number(query.dataset.query)) : -1;
@@ -26,7 +33,12 @@
       text: ["", ...ends.map((end) => String(end[2]))], textposition: "top center", textfont: { color: accent },
       marker: { color: accent, size: [11, ...ends.map(() => 7)], symbol: ["diamond", ...ends.map(() => "circle")] },
     };
-    return { layout: spec.layout, data: [...spec.data, lines, dots] };
+    const layout = {
+      ...spec.layout,
+      xaxis: { ...spec.layout.xaxis, range: around(dots.x, spec.data[0].x) },
+      yaxis: { ...spec.layout.yaxis, range: around(dots.y, spec.data[0].y) },
+    };
+    return { layout, data: [...spec.data, lines, dots] };
   };
 
   page.clicked.served = (point) => {

@@ -111,7 +111,8 @@ def _arm_served(arm: ArmView, said: Sequence[Link], query_rows: np.ndarray, quer
 def _served(query: int, found: Sequence[Link]) -> Served:
     masses = [link.mass for link in found if link.mass is not None]
     distances = [link.distance for link in found if link.distance is not None]
-    ordered = sorted(found, key=lambda link: (-(link.mass or 0.0), link.distance or 0.0, link.row))
+    # Filled neighbours have equal masses up to rounding: then the nearer one goes first.
+    ordered = sorted(found, key=lambda link: (-float(f"{link.mass or 0:.6g}"), link.distance or 0.0, link.row))
     return Served(
         query=query,
         links=tuple(ordered[:MOST_LINKS]),
