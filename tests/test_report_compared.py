@@ -111,7 +111,7 @@ def test_the_page_of_two_runs(runs, tmp_path):
     kept = len(set(one.tolist()) & set(two.tolist()))
     assert f"{kept} kept, {len(two) - kept} gained, {len(one) - kept} lost" in page.by_id("gained")["text"]
     assert "60 different examples together; 60 of them are in every pool" in page.by_id("runs")["text"]
-    assert not page.all("div", role="img")
+    assert not page.all("div", role="group")
 
 
 def test_three_runs_have_a_row_for_every_arm_and_copying_once(runs):
