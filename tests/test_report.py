@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_run import write_fake_run
-from report_page import Page, small_run
+from parsed_page import Page, small_run
 
 from deft_tsds.report import write_report
 from deft_tsds.report.figures import COLOURS, OTHER_COLOUR

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from chromium import browser, opened
 from fake_run import write_fake_run
-from report_page import hostile_run
+from parsed_page import hostile_run
 
 from deft_tsds.report import write_comparison, write_report
 from deft_tsds.report.curve import write_curve

@@ -13,7 +13,7 @@ import pytest
 from fake_run import fake_examples, write_fake_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_page import Page, small_run
+from parsed_page import Page, small_run
 
 from deft_tsds.data.examples import Examples
 from deft_tsds.report import read_run, write_comparison

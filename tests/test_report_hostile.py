@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_page import HOSTILE, TEN_KB, Page, hostile_run
+from parsed_page import HOSTILE, TEN_KB, Page, hostile_run
 
 from deft_tsds.report import write_comparison, write_report
 from deft_tsds.report.figures import hover_text, plotly_text

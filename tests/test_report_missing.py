@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_run import GivenVectors, fake_embeddings, fake_examples
-from report_page import Page, small_run
+from parsed_page import Page, small_run
 
 from deft_tsds.embed.store import write_store
 from deft_tsds.report import read_run, write_report

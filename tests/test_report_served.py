@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from fake_run import fake_examples, write_fake_run
-from report_page import Page, small_run
+from parsed_page import Page, small_run
 
 from deft_tsds.report import read_run, write_report
 from deft_tsds.report.coverage import coverage

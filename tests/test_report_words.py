@@ -11,7 +11,7 @@ import pytest
 from fake_run import write_fake_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_page import Page, small_run
+from parsed_page import Page, small_run
 
 from deft_tsds.report import read_run, write_report
 from deft_tsds.report import results as words

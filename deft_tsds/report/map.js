@@ -7,7 +7,12 @@
   const cloud = page.figures.map.cloud && unpacked(page.figures.map.cloud);
 
   function unpacked(packed) {
-    const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const bytes = (text) => {
+      const letters = atob(text);
+      const read = new Uint8Array(letters.length);
+      for (let at = 0; at < read.length; at++) read[at] = letters.charCodeAt(at);
+      return read;
+    };
     return {
       ...packed,
       at: new Uint16Array(bytes(packed.at).buffer),
@@ -16,27 +21,37 @@
     };
   }
 
+  // Squares set pixel by pixel: 100,000 rectangles drawn on a canvas take many times as long. Where squares meet the
+  // later one gives the colour and all of them the opacity, so dense places are darker. What the arm chose comes last.
   function image(arm) {
     const [wide, high] = cloud.span;
     const canvas = document.createElement("canvas");
-    canvas.width = 1600;
-    canvas.height = Math.round(Math.min(2400, Math.max(400, (1600 * high) / wide)));
+    canvas.width = 1200;
+    canvas.height = Math.round(Math.min(1800, Math.max(300, (1200 * high) / wide)));
     const context = canvas.getContext("2d");
+    const picture = context.createImageData(canvas.width, canvas.height);
+    const pixels = picture.data;
+    const shades = cloud.shades.map((shade) => [1, 3, 5].map((at) => parseInt(shade.slice(at, at + 2), 16)));
     const chosen = cloud.chosen[arm];
-    for (const pass of chosen ? [false, true] : [false]) {
-      const size = pass ? 4 : 2.5;
-      context.globalAlpha = pass ? 0.8 : chosen ? 0.22 : 0.6;
-      cloud.shades.forEach((shade, number) => {
-        context.fillStyle = shade;
-        for (let point = 0; point < cloud.count; point++) {
-          if (cloud.shade[point] !== number) continue;
-          if (chosen && ((chosen[point >> 3] >> (point & 7)) & 1) !== Number(pass)) continue;
-          const x = (cloud.at[2 * point] / 65535) * canvas.width;
-          const y = (1 - cloud.at[2 * point + 1] / 65535) * canvas.height;
-          context.fillRect(x - size / 2, y - size / 2, size, size);
+    for (const wanted of chosen ? [0, 1] : [0]) {
+      const size = wanted ? 3 : 2;
+      const opacity = wanted ? 0.85 : chosen ? 0.25 : 0.6;
+      for (let point = 0; point < cloud.count; point++) {
+        if (chosen && ((chosen[point >> 3] >> (point & 7)) & 1) !== wanted) continue;
+        const left = Math.round((cloud.at[2 * point] / 65535) * (canvas.width - size));
+        const top = Math.round((1 - cloud.at[2 * point + 1] / 65535) * (canvas.height - size));
+        const [red, green, blue] = shades[cloud.shade[point]];
+        for (let y = top; y < top + size; y++) {
+          for (let at = 4 * (y * canvas.width + left), end = at + 4 * size; at < end; at += 4) {
+            pixels[at] = red;
+            pixels[at + 1] = green;
+            pixels[at + 2] = blue;
+            pixels[at + 3] += (255 - pixels[at + 3]) * opacity;
+          }
         }
-      });
+      }
     }
+    context.putImageData(picture, 0, 0);
     return {
       source: canvas.toDataURL(), xref: "x", yref: "y", x: cloud.low[0], y: cloud.low[1] + high, sizex: wide, sizey: high,
       sizing: "stretch", layer: "below",

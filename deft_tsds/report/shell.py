@@ -40,7 +40,7 @@ def render(
       template: name of a file beside this one.
       filters: what the template calls values by, beside `count`, `clipped` and `colour`.
       plots: Plotly figures as plain JSON, by the id of their place in the page; None for one that is not shown.
-      styles, scripts: names of files beside this one; Plotly comes before the scripts where there is a figure.
+      styles, scripts: names of files beside this one; where there is a figure, Plotly comes after the scripts.
       notices: what must be said wherever these results are shown; None says nothing, and what is said is said once.
       values: what the template prints. Beside them it gets `plots`, `style`, `data`, `scripts` and `policy`.
     """
@@ -57,7 +57,7 @@ def render(
     environment.filters.update(count=count, clipped=clipped, colour=colour, **filters)
     texts = [_script(_source(name)) for name in scripts]
     if any(plots.values()):
-        texts.insert(0, _script(get_plotlyjs()))
+        texts.append(_script(get_plotlyjs()))  # last: while it is read, switches and tables work already
     return environment.get_template(template).render(
         **values,
         notices=list(dict.fromkeys(filter(None, notices))),
