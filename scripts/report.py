@@ -1,8 +1,8 @@
 """Write the page that explains a run, or the page that compares several.
 
-    python scripts/report.py configs/demo.py                        # does what is missing before it, as run.py would
-    python scripts/report.py runs/demo                              # from the files of the run folder alone
-    python scripts/report.py runs/a runs/b runs/c --out compare.html
+python scripts/report.py configs/demo.py                        # does what is missing before it, as run.py would
+python scripts/report.py runs/demo                              # from the files of the run folder alone
+python scripts/report.py runs/a runs/b runs/c --out compare.html
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Several runs beside one another: what differs in their configs, their scores on the tests they share, their choices."""
+"""Several runs beside one another: what differs in their configs, their scores on the same tests, their choices."""
 
 from __future__ import annotations
 

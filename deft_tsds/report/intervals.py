@@ -1,8 +1,8 @@
-"""The primary metric at a glance, as numbers for the template's SVG: arms down, scores and paired differences across."""
+"""The primary metric at a glance, as numbers for the template's SVG: arms down; scores and paired differences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 

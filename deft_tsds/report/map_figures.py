@@ -1,4 +1,4 @@
-"""The figures on the map: the pool as each arm sees it, and the target examples with the chosen ones that serve them."""
+"""The figures on the map: the pool as each arm sees it, and the target examples with what serves them."""
 
 from __future__ import annotations
 
