@@ -12,6 +12,7 @@ without a GPU does in software.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import statistics
 import sys
@@ -23,9 +24,6 @@ from typing import Any
 
 import numpy as np
 from measure import print_table
-
-# The same run that the tests make up.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 # Notes when the map has been drawn and its frame was shown; part of no page.
 _WATCH = """
@@ -49,12 +47,12 @@ class Settings:
 
 
 def report(folder: Path, points: int) -> Path:
-    """The page of a made-up run."""
-    from fake_run import fake_examples, write_fake_run
-
+    """The page of a made-up run, the same that the tests make up."""
     from deft_tsds.report import write_report
 
-    return write_report(write_fake_run(folder / "run", pool=fake_examples(points), seeds=(0,)))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    fake = importlib.import_module("fake_run")
+    return write_report(fake.write_fake_run(folder / "run", pool=fake.fake_examples(points), seeds=(0,)))
 
 
 def by_plotly(folder: Path, points: int, kind: str) -> Path:

@@ -106,7 +106,7 @@ def test_the_page_of_two_runs(runs, tmp_path):
     for view in views:
         for table in (metric_table(view, metric) for metric in view.table["metrics"]):
             for _, cells in table.rows:
-                assert all(cell.value in scores and cell.interval in scores for cell in cells)
+                assert all(cell and cell.value in scores and cell.interval in scores for cell in cells)
     one, two = (next(arm for arm in view.arms if arm.name == "tsds").first.indices for view in views)
     kept = len(set(one.tolist()) & set(two.tolist()))
     assert f"{kept} kept, {len(two) - kept} gained, {len(one) - kept} lost" in page.by_id("gained")["text"]

@@ -123,7 +123,8 @@ def coverage_figure(found: Coverage, texts: Sequence[str], query_rows: np.ndarra
             "hoverinfo": "skip",
         }
     ]
-    described = [hover_text(texts[row], 180) for row in query_rows.tolist()]
+    rows: list[int] = query_rows.tolist()
+    described = [hover_text(texts[row], 180) for row in rows]
     for arm in found.arms:
         traces.append(
             {
@@ -142,8 +143,8 @@ def coverage_figure(found: Coverage, texts: Sequence[str], query_rows: np.ndarra
             }
         )
     layout = {
-        "xaxis": {"title": {"text": "distance to the nearest example of the pool"}},
-        "yaxis": {"title": {"text": "to the nearest chosen one"}},
+        "xaxis": {"title": {"text": "distance to the nearest in the pool"}},
+        "yaxis": {"title": {"text": "to the nearest chosen"}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "margin": {"l": 56, "r": 12, "t": 36, "b": 44},
         "hovermode": "closest",
