@@ -119,7 +119,10 @@ def write_fake_run(
     if tests is None:
         tests = {name: fake_examples(20, seed=2, prefix=name) for name in ("jfleg", "asset", "wnc")}
     vectors = fake_embeddings(pool) if embeddings_NxD is None else embeddings_NxD
+    # Near to rows of the pool, and equal to none.
     query_vectors = vectors[rng.choice(len(pool), len(queries))]
+    query_vectors = query_vectors + 0.1 * np.random.default_rng(seed + 1).standard_normal(query_vectors.shape)
+    query_vectors /= np.linalg.norm(query_vectors, axis=1, keepdims=True)
 
     pool.save(folder / "data/pool.jsonl")
     queries.save(folder / "data/queries.jsonl")
