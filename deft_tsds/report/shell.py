@@ -40,9 +40,10 @@ def render(
       template: name of a file beside this one.
       filters: what the template calls values by, beside `count`, `clipped` and `colour`.
       plots: Plotly figures as plain JSON, by the id of their place in the page; None for one that is not shown.
-      styles, scripts: names of files beside this one; where there is a figure, Plotly comes after the scripts.
+      styles, scripts: names of files beside this one; where there is a figure, Plotly is there as text for page.js.
       notices: what must be said wherever these results are shown; None says nothing, and what is said is said once.
-      values: what the template prints. Beside them it gets `plots`, `style`, `data`, `scripts` and `policy`.
+      values: what the template prints. Beside them it gets `plots`, `style`, `data`, `plotly`, `scripts` and
+        `policy`.
     """
     from plotly.offline import get_plotlyjs
 
@@ -56,8 +57,7 @@ def render(
     )
     environment.filters.update(count=count, clipped=clipped, colour=colour, **filters)
     texts = [_script(_source(name)) for name in scripts]
-    if any(plots.values()):
-        texts.append(_script(get_plotlyjs()))  # last: while it is read, switches and tables work already
+    plotly = _script(get_plotlyjs()) if any(plots.values()) else None
     return environment.get_template(template).render(
         **values,
         notices=list(dict.fromkeys(filter(None, notices))),
@@ -65,7 +65,8 @@ def render(
         style=Markup("".join(map(_source, styles))),
         data=_json(plots),
         scripts=texts,
-        policy=_policy(texts),
+        plotly=plotly,
+        policy=_policy([plotly, *texts] if plotly else texts),
     )
 
 
