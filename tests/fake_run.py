@@ -119,7 +119,10 @@ def write_fake_run(
     if tests is None:
         tests = {name: fake_examples(20, seed=2, prefix=name) for name in ("jfleg", "asset", "wnc")}
     vectors = fake_embeddings(pool) if embeddings_NxD is None else embeddings_NxD
+    # Near to rows of the pool, and equal to none.
     query_vectors = vectors[rng.choice(len(pool), len(queries))]
+    query_vectors = query_vectors + 0.1 * np.random.default_rng(seed + 1).standard_normal(query_vectors.shape)
+    query_vectors /= np.linalg.norm(query_vectors, axis=1, keepdims=True)
 
     pool.save(folder / "data/pool.jsonl")
     queries.save(folder / "data/queries.jsonl")
@@ -140,6 +143,8 @@ def write_fake_run(
         for number in seeds:
             chosen = np.sort(rng.choice(len(pool), budget, replace=False)).astype(np.int64)
             reasons = [{"why": f"Farthest from the centre of cluster {row % 7}, cosine 0.31."} for row in chosen]
+            if arm == "tsds":
+                reasons = _plan_reasons(vectors[chosen], query_vectors)
             if arm in ("full", "random"):
                 reasons = [{"why": f"Drawn at random: {budget} of {len(pool)} candidates."} for _ in chosen]
             where = folder / f"select/{arm}/seed-{number}"
@@ -185,6 +190,26 @@ def write_fake_run(
         },
     )
     return folder
+
+
+def _plan_reasons(chosen_nxD: np.ndarray, queries_MxD: np.ndarray) -> list[dict[str, Any]]:
+    """What a transport plan might say of each row: up to three queries, the nearest first."""
+    distance_nxM = np.linalg.norm(chosen_nxD[:, None] - queries_MxD[None], axis=2)
+    rank_nxM = 1 + distance_nxM.argsort(axis=0).argsort(axis=0)
+    reasons = []
+    for row, near in enumerate(distance_nxM.argsort(axis=1)[:, :3].tolist()):
+        queries = [
+            {
+                "query": query,
+                "share": (0.6, 0.3, 0.1)[place],
+                "distance": float(distance_nxM[row, query]),
+                "rank": int(rank_nxM[row, query]),
+            }
+            for place, query in enumerate(near)
+        ]
+        why = f"Serves {len(near)} queries, first of all query {near[0]}."
+        reasons.append({"why": why, "probability": 1 / len(chosen_nxD), "queries": queries})
+    return reasons
 
 
 def _row(arm: str, test: str, metric: str, value: float, half: float, seeds: list[float]) -> dict[str, Any]:

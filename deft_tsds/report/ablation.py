@@ -10,7 +10,6 @@ from typing import Any
 from deft_tsds.report import shell
 from deft_tsds.report.figures import OTHER_COLOUR, colour, plotly_text
 from deft_tsds.report.results import metric_label, percent
-from deft_tsds.runs import atomic_write
 
 _TITLES = {
     "held_out_distance": (
@@ -84,6 +83,7 @@ def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Seque
         plots=figures,
         styles=["style.css", "ablation.css"],
         scripts=["page.js", "sortable.js"],
+        notices=[table["notice"]],
         table=table,
         measures=shown,
         headline=headline(table, shown[0]),
@@ -92,10 +92,7 @@ def write_ablation(table: Mapping[str, Any], path: str | Path, *, command: Seque
         groups=list(table["pool"]["groups"].items())[:24],
         command=" ".join(command),
     )
-    path = Path(path)
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return shell.write(page, path)
 
 
 def number(value: float, sign: bool = False) -> str:

@@ -10,7 +10,6 @@ from deft_tsds.report import shell
 from deft_tsds.report.ablation import interval, number
 from deft_tsds.report.figures import OTHER_COLOUR, colour, plotly_text
 from deft_tsds.report.results import metric_label, percent
-from deft_tsds.runs import atomic_write
 
 
 def write_curve(table: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
@@ -21,14 +20,12 @@ def write_curve(table: Mapping[str, Any], path: str | Path, *, command: Sequence
         plots={"curve": curve_figure(table)},
         styles=["style.css", "ablation.css"],
         scripts=["page.js", "sortable.js"],
+        notices=[table["notice"]],
         table=table,
         metric=metric_label(table["metric"]),
         command=" ".join(command),
     )
-    path = Path(path)
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return shell.write(page, path)
 
 
 def curve_figure(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figures as plain Plotly JSON, and the interval plot as numbers for the template's SVG.
+"""Figures as plain Plotly JSON, and what every one of them is made with: colours, and texts that Plotly may read.
 
 Plotly reads a pseudo-HTML in every text and `%{...}` in every template, so all text goes through `plotly_text`.
 It knows the escapes of `&`, `<` and `>` only, and shows any other one as it stands; quotes are harmless to it.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from deft_tsds.report.map2d import PoolMap
-from deft_tsds.report.results import ALL_TESTS, COPY, arm_label, columns, decimals, find, format_number, metric_label
-from deft_tsds.report.view import ArmView, RunView
+from deft_tsds.report.coverage import Coverage
+from deft_tsds.report.view import ArmView
 
 COLOURS = (
     "#c2503c",
@@ -35,6 +33,7 @@ COLOURS = (
 OTHER_COLOUR = "#80807c"
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 _MOST_CURVE_POINTS = 300
 _HOVER_WIDTH = 58
 _BIDI_CONTROLS = dict.fromkeys([0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -103,162 +102,59 @@ def loss_figure(arms: Sequence[ArmView]) -> dict[str, Any] | None:
     return {"data": traces, "layout": layout}
 
 
-def map_figure(view: RunView, pool_map: PoolMap) -> dict[str, Any]:
-    """The map, a trace a group, and for each arm which points of each trace it chose and why.
+def coverage_figure(found: Coverage, texts: Sequence[str], query_rows: np.ndarray) -> dict[str, Any]:
+    """A point a query and arm: the distance to the nearest chosen example over what the pool could offer.
 
-    Returns:
-      A Plotly figure with one more entry, "arms": for each arm that leaves something out, its label and, trace by
-      trace, the positions of the chosen points ("points") with their reasons ("why").
+    Args:
+      found: the distances.
+      texts: of all queries, for the labels of the points.
+      query_rows: int [m], the queries to show.
     """
-    groups = np.array(view.pool.groups)[pool_map.rows]
-    names, counts = np.unique(np.array(view.pool.groups), return_counts=True)
-    ranked = names[np.argsort(-counts, kind="stable")]
-    coloured = list(ranked[: len(COLOURS)])
-    members = [np.flatnonzero(groups == name) for name in coloured]
-    labels = [plotly_text(str(name) or "(no group)", 28) for name in coloured]
-    shades = [colour(number) for number in range(len(coloured))]
-    if len(ranked) > len(coloured):
-        members.append(np.flatnonzero(~np.isin(groups, coloured)))
-        labels.append(f"{len(ranked) - len(coloured)} smaller groups")
-        shades.append(OTHER_COLOUR)
-
-    traces = []
-    for label, shade, points in zip(labels, shades, members, strict=True):
+    offered = found.offered_M[query_rows]
+    ends = [float(offered.min()), float(offered.max())]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "as near as the pool allows",
+            "x": ends,
+            "y": ends,
+            "line": {"color": OTHER_COLOUR, "width": 1.4, "dash": "dash"},
+            "hoverinfo": "skip",
+        }
+    ]
+    rows: list[int] = query_rows.tolist()
+    described = [hover_text(texts[row], 180) for row in rows]
+    for arm in found.arms:
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": label,
-                **_coordinates(pool_map.points_nx2[points]),
-                "text": [_describe(view, int(pool_map.rows[point])) for point in points],
-                "hoverinfo": "text",
-                "marker": {"size": 5, "color": shade},
-                "selected": {"marker": {"opacity": 1.0, "size": 7}},
-                "unselected": {"marker": {"opacity": 0.22, "size": 4}},
+                "name": plotly_text(arm.label),
+                "x": _rounded(offered),
+                "y": _rounded(arm.distances_M[query_rows]),
+                "text": described,
+                "hovertemplate": "%{text}<br>nearest chosen %{y:.3f}, nearest in the pool %{x:.3f}<extra></extra>",
+                "marker": {
+                    "color": colour(arm.number),
+                    "size": 6,
+                    "symbol": _SYMBOLS[arm.number % len(_SYMBOLS)],
+                },
             }
         )
-    if pool_map.query_rows.size and view.queries is not None:
-        described = [hover_text(view.queries.inputs[row], 220) for row in pool_map.query_rows]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "target examples",
-                **_coordinates(pool_map.query_points_mx2),
-                "text": [f"<b>target example</b><br>{text}" for text in described],
-                "hoverinfo": "text",
-                "marker": {"size": 7, "symbol": "diamond-open", "line": {"width": 1.4}},
-                "meta": "ink",  # page.js gives it the colour of the text
-            }
-        )
-    axis = {"visible": False, "showgrid": False, "zeroline": False}
     layout = {
-        "xaxis": axis,
-        "yaxis": {**axis, "scaleanchor": "x"},
-        "legend": {"orientation": "h", "y": 0, "yanchor": "top", "x": 0, "itemsizing": "constant"},
-        "margin": {"l": 4, "r": 4, "t": 4, "b": 4},
+        "xaxis": {"title": {"text": "distance to the nearest in the pool"}},
+        "yaxis": {"title": {"text": "to the nearest chosen"}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "margin": {"l": 56, "r": 12, "t": 36, "b": 44},
         "hovermode": "closest",
-        "dragmode": "pan",
     }
-    return {"data": traces, "layout": layout, "arms": _chosen_points(view, pool_map, members)}
+    return {"data": traces, "layout": layout}
 
 
 def colour(number: int) -> str:
     """The colour of the arm or group with this number; colours come again after ten."""
     return COLOURS[number % len(COLOURS)]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A value with its interval and its seeds, in percent of the width of its panel."""
-
-    value: float
-    low: float
-    high: float
-    seeds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class IntervalPanel:
-    """One scale shared by all arms, with a line to compare with."""
-
-    title: str
-    marks: Mapping[str, Mark]
-    """By arm name; an arm without a value has none."""
-    line: float | None
-    line_label: str
-    reference: str
-    """The arm that the others are compared with here, which therefore has no mark; "" for none."""
-    ticks: tuple[tuple[float, str], ...]
-
-
-@dataclass(frozen=True)
-class IntervalPlot:
-    """The primary metric at a glance: arms down; scores on the left, paired differences on the right."""
-
-    arms: tuple[tuple[str, str], ...]
-    """(name, label), copying left out: it is the line of the first panel."""
-    panels: tuple[IntervalPanel, ...]
-
-
-def interval_plot(view: RunView) -> IntervalPlot | None:
-    """Lay out the primary metric on all tests (or on the only one); None without any score."""
-    table, metric = view.table, view.table["primary"]
-    test = columns(table)[0]
-    digits = decimals(table, metric)
-    names = [name for name in table["arms"] if name != COPY]
-    where = {"test": test, "metric": metric}
-    scores = {name: cell for name in names if (cell := find(table["cells"], arm=name, **where))}
-    if not scores:
-        return None
-    copying = find(table["cells"], arm=COPY, **where)
-    scope = "mean over the test sets" if test == ALL_TESTS else f"test set {test}"
-    line = copying["value"] if copying else None
-    label = f"copying {format_number(line, digits)}" if line is not None else ""
-    panels = [_panel(f"{metric_label(metric)}, {scope}", scores, line, label, "")]
-    against = next((row["against"] for row in table["differences"] if row["against"] != COPY), None)
-    if against:
-        found = {name: find(table["differences"], arm=name, against=against, **where) for name in names}
-        differences = {name: row for name, row in found.items() if row}
-        if differences:
-            panels.append(_panel(f"paired difference against {against}", differences, 0.0, "no difference", against))
-    return IntervalPlot(tuple((name, arm_label(view.arms, name)) for name in names), tuple(panels))
-
-
-def _panel(
-    title: str, rows: Mapping[str, Mapping[str, Any]], line: float | None, line_label: str, reference: str
-) -> IntervalPanel:
-    numbers = [number for row in rows.values() for number in (row["value"], *_ends(row), *(row.get("seeds") or ()))]
-    numbers += [line] if line is not None else []
-    ticks = nice_ticks(min(numbers), max(numbers))
-    least, most = ticks[0], ticks[-1]
-
-    def at(number: float) -> float:
-        return round(100 * (number - least) / (most - least), 3)
-
-    marks = {}
-    for name, row in rows.items():
-        low, high = _ends(row)
-        marks[name] = Mark(at(row["value"]), at(low), at(high), tuple(at(seed) for seed in row.get("seeds") or ()))
-    step = ticks[1] - ticks[0]
-    places = next(places for places in range(8) if abs(round(step, places) - step) < step / 1000)
-    labels = tuple((at(tick), format_number(tick, places)) for tick in ticks)
-    return IntervalPanel(title, marks, None if line is None else at(line), line_label, reference, labels)
-
-
-def nice_ticks(least: float, most: float) -> tuple[float, ...]:
-    """Three to seven round numbers, evenly spaced, that enclose the range."""
-    span = max(most - least, 1e-3 * max(abs(least), abs(most)), 1e-6)
-    power = 10.0 ** np.floor(np.log10(span))
-    step = next(float(power * unit) for unit in (0.2, 0.5, 1, 2) if span / (power * unit) <= 5)
-    first, last = int(np.floor(least / step)), int(np.ceil(most / step))
-    last = max(last, first + 2)
-    return tuple(round(number * step, 10) for number in range(first, last + 1))
-
-
-def _ends(cell: Mapping[str, Any]) -> tuple[float, float]:
-    low, high = cell.get("low"), cell.get("high")
-    return (cell["value"] if low is None else low), (cell["value"] if high is None else high)
 
 
 def _thin(rows: Sequence[Mapping[str, Any]], field: str) -> tuple[list[int], list[float]]:
@@ -269,29 +165,5 @@ def _thin(rows: Sequence[Mapping[str, Any]], field: str) -> tuple[list[int], lis
     return [part[-1][0] for part in parts], [round(float(np.mean([loss for _, loss in part])), 5) for part in parts]
 
 
-def _coordinates(points_nx2: np.ndarray) -> dict[str, list[float]]:
-    return {axis: [round(float(v), 3) for v in points_nx2[:, column]] for column, axis in enumerate("xy")}
-
-
-def _describe(view: RunView, row: int) -> str:
-    flags = [name for name, has_N in view.pool.flags.items() if has_N[row]]
-    head = f"<b>{plotly_text(view.pool.groups[row] or '(no group)')}</b>"
-    if flags:
-        head += f" · {plotly_text(', '.join(flags))}"
-    return f"{head}<br>{hover_text(view.pool.inputs[row], 180)}<br>→ {hover_text(view.pool.targets[row], 120)}"
-
-
-def _chosen_points(view: RunView, pool_map: PoolMap, members: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    arms = []
-    for arm in view.arms:
-        if arm.is_whole(len(view.pool)):
-            continue
-        reasons = dict(zip(np.asarray(arm.first.indices).tolist(), arm.first.reasons, strict=True))
-        traces = []
-        for points in members:
-            rows = pool_map.rows[points].tolist()
-            positions = [position for position, row in enumerate(rows) if row in reasons]
-            why = [hover_text(str(reasons[rows[position]].get("why", "")), 160) for position in positions]
-            traces.append({"points": positions, "why": why})
-        arms.append({"label": plotly_text(arm.label), "traces": traces})
-    return arms
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]

@@ -1,4 +1,7 @@
-"""A flat map of the pool: a proportional sample, PCA to 50 dimensions, t-SNE to two, the same for the same key."""
+"""A flat map of the pool: a proportional sample by PCA to 50 dimensions and t-SNE to two; the others beside it.
+
+The map is the same for the same key.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.report.view import RunView
 
 MOST_POINTS = 2000
+"""Laid out by t-SNE, and shown with their texts."""
+MOST_PLACED = 100_000
+"""On the map in all: those beyond `MOST_POINTS` are placed between the nearest of them."""
 MOST_QUERIES = 200
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
@@ -25,15 +32,24 @@ class PoolMap:
     rows: np.ndarray
     """int [n], rows of the pool, ascending."""
     points_nx2: np.ndarray
+    placed_rows: np.ndarray
+    """int [p], further rows of the pool, ascending; none where `rows` are all."""
+    placed_points_px2: np.ndarray
     query_rows: np.ndarray
     """int [m], rows of the queries."""
     query_points_mx2: np.ndarray
+
+    def places(self) -> dict[int, tuple[float, float]]:
+        """Where each row of the pool lies that is on the map."""
+        rows = np.concatenate([self.rows, self.placed_rows]).tolist()
+        points = np.concatenate([self.points_nx2, self.placed_points_px2]).tolist()
+        return {row: (x, y) for row, (x, y) in zip(rows, points, strict=True)}
 
 
 def pool_map(view: RunView, *, key: jax.Array) -> PoolMap | None:
     """Place a sample of the pool, and the queries, on a plane; None without embeddings.
 
-    The sample is proportional within every combination of group and of arms that chose a row, so each arm's share of
+    The samples are proportional within every combination of group and of arms that chose a row, so each arm's share of
     the points is its share of the pool.
     """
     if view.embeddings_NxD is None:
@@ -41,7 +57,10 @@ def pool_map(view: RunView, *, key: jax.Array) -> PoolMap | None:
     sample_key, query_key, layout_key = jax.random.split(key, 3)
     chosen = [np.isin(np.arange(len(view.pool)), arm.first.indices) for arm in view.arms]
     _, group_N = np.unique(np.array(view.pool.groups), return_inverse=True)
-    rows = proportional_sample([*chosen, group_N], MOST_POINTS, key=sample_key)
+    on_map = proportional_sample([*chosen, group_N], MOST_PLACED, key=jax.random.fold_in(sample_key, 0))
+    strata = [labels_N[on_map] for labels_N in (*chosen, group_N)]
+    rows = on_map[proportional_sample(strata, MOST_POINTS, key=sample_key)]
+    placed_rows = np.setdiff1d(on_map, rows, assume_unique=True)
     embedded = np.asarray(view.embeddings_NxD[rows], dtype=np.float32)
     query_rows = np.zeros(0, dtype=np.int64)
     if view.query_embeddings_MxD is not None:
@@ -49,7 +68,28 @@ def pool_map(view: RunView, *, key: jax.Array) -> PoolMap | None:
         query_rows = proportional_sample([np.zeros(len(queries_MxD))], MOST_QUERIES, key=query_key)
         embedded = np.concatenate([embedded, queries_MxD[query_rows]])
     points = plane(embedded, key=layout_key)
-    return PoolMap(rows, points[: rows.size], query_rows, points[rows.size :])
+    laid_out = points[: rows.size]
+    placed = place(view.embeddings_NxD[placed_rows], embedded[: rows.size], laid_out)
+    return PoolMap(rows, laid_out, placed_rows, placed, query_rows, points[rows.size :])
+
+
+def place(rest_pxD: np.ndarray, embedded_nxD: np.ndarray, points_nx2: np.ndarray) -> np.ndarray:
+    """Put points on a map that others make: each at the mean of its three nearest, weighted by 1 / distance^2.
+
+    Args:
+      rest_pxD: float32, what has no place yet; may have no rows.
+      embedded_nxD: float32, what the map was made of.
+      points_nx2: where these lie.
+
+    Returns:
+      float32 [p, 2]; a point that equals one of the map lies on it.
+    """
+    if not len(rest_pxD):
+        return np.zeros((0, 2), dtype=np.float32)
+    found = nearest_neighbors(rest_pxD, embedded_nxD, min(3, len(embedded_nxD)))
+    weight_px3 = 1 / np.maximum(found.distances_MxK, 1e-6) ** 2
+    weight_px3 /= weight_px3.sum(axis=1, keepdims=True)
+    return np.einsum("pk,pkx->px", weight_px3, points_nx2[found.indices_MxK]).astype(np.float32)
 
 
 def proportional_sample(strata: Sequence[np.ndarray], size: int, *, key: jax.Array) -> np.ndarray:

@@ -1,9 +1,15 @@
 "use strict";
-// Draws the figures and makes the switches work. Without it the page shows every panel, one below the other.
-(() => {
+// Draws each figure when it first comes near the screen, and makes the switches work. Without it the page shows every
+// panel, one below the other.
+const page = (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
+  const places = [...document.querySelectorAll("[data-figure]")];
   const root = document.documentElement;
-  const narrow = () => window.innerWidth < 640;
+  const drawn = new Set();
+  // What other scripts add, by the name of a figure: how it is changed before it is drawn (spec -> {data, layout}), and
+  // what a click on a point of it does.
+  const prepare = {};
+  const clicked = {};
 
   function themed(layout) {
     const style = getComputedStyle(root);
@@ -25,45 +31,39 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       hoverlabel: { bgcolor: paper, bordercolor: muted, align: "left", font: { family, size: 12.5, color: ink } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink },
-      dragmode: narrow() ? false : layout.dragmode, // a drag on a phone scrolls the page
+      dragmode: window.innerWidth < 640 ? false : layout.dragmode, // a drag on a phone scrolls the page
+      uirevision: "kept", // zoom and hidden groups survive a change of arm
     };
   }
 
-  function traces(spec) {
+  function inked(traces) {
     const ink = getComputedStyle(root).getPropertyValue("--ink").trim();
-    return spec.data.map((trace) =>
+    return traces.map((trace) =>
       trace.meta === "ink" ? { ...trace, marker: { ...trace.marker, color: ink } } : trace);
-  }
-
-  // The traces of the map as one arm sees them: which points it chose, and why, below the text of each.
-  function chosenBy(spec, number) {
-    const arm = spec.arms[number];
-    if (!arm) return traces(spec);
-    return traces(spec).map((trace, position) => {
-      const chosen = arm.traces[position];
-      if (!chosen) return trace; // the target examples
-      const text = trace.text.slice();
-      const why = new Map(chosen.points.map((point, at) => [point, chosen.why[at]]));
-      text.forEach((words, point) => {
-        text[point] = `${words}<br><b>${arm.label}</b>: ${why.get(point) ?? "not chosen"}`;
-      });
-      return { ...trace, text, selectedpoints: chosen.points };
-    });
   }
 
   const buttons = [["zoomIn2d", "zoomOut2d", "resetScale2d"]];
   const config = { responsive: true, displaylogo: false, modeBarButtons: buttons, scrollZoom: false };
-  const mapSwitch = document.getElementById("map-arm");
 
-  function draw() {
-    for (const place of document.querySelectorAll("[data-figure]")) {
-      const spec = figures[place.dataset.figure];
-      const checked = mapSwitch && mapSwitch.querySelector("input:checked");
-      const data = spec.arms ? chosenBy(spec, Number(checked ? checked.value : -1)) : traces(spec);
-      const layout = themed(spec.layout);
-      layout.uirevision = "kept"; // zoom and hidden groups survive a change of arm
-      Plotly.react(place, data, layout, config);
-    }
+  // Plotly is most of the page and takes most of the time to read: it waits as text until there is something to draw.
+  function readPlotly() {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script); // runs at once; the policy knows it by its hash
+  }
+
+  function draw(place) {
+    readPlotly();
+    const name = place.dataset.figure;
+    const spec = prepare[name] ? prepare[name](figures[name]) : figures[name];
+    Plotly.react(place, inked(spec.data), themed(spec.layout), config);
+    if (!drawn.has(place) && clicked[name]) place.on("plotly_click", (event) => clicked[name](event.points[0]));
+    drawn.add(place);
+  }
+
+  function redraw(name) {
+    for (const place of drawn) if (!name || place.dataset.figure === name) draw(place);
   }
 
   for (const fieldset of document.querySelectorAll("fieldset.switch")) fieldset.hidden = false;
@@ -77,10 +77,19 @@
     fieldset.hidden = panels.length < 2;
     show();
   }
-  if (mapSwitch) mapSwitch.addEventListener("change", draw);
 
-  draw();
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  window.addEventListener("beforeprint", () => { root.classList.add("printing"); draw(); });
-  window.addEventListener("afterprint", () => { root.classList.remove("printing"); draw(); });
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) {
+        near.unobserve(target);
+        draw(target);
+      }
+    }
+  }, { rootMargin: "300px" });
+  // The other scripts of the page have run by then.
+  document.addEventListener("DOMContentLoaded", () => places.forEach((place) => near.observe(place)));
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
+  window.addEventListener("beforeprint", () => { root.classList.add("printing"); places.forEach(draw); });
+  window.addEventListener("afterprint", () => { root.classList.remove("printing"); redraw(); });
+  return { figures, prepare, clicked, redraw };
 })();

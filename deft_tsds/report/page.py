@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,17 @@ import jax
 import numpy as np
 
 from deft_tsds.report import composition, figures, results, shell
-from deft_tsds.report.map2d import PoolMap, pool_map
+from deft_tsds.report.coverage import coverage
+from deft_tsds.report.difference import chosen_by, difference, overlaps, pairs
+from deft_tsds.report.intervals import interval_plot
+from deft_tsds.report.map2d import MOST_QUERIES, PoolMap, pool_map, proportional_sample
+from deft_tsds.report.map_figures import map_figure, served_figure
 from deft_tsds.report.outputs import side_by_side
+from deft_tsds.report.served import served
+from deft_tsds.report.settings import flat
 from deft_tsds.report.typicality import extremes, typicality
 from deft_tsds.report.view import ArmView, RunView, read_run
-from deft_tsds.runs import atomic_write, stage_key
+from deft_tsds.runs import stage_key
 
 
 def write_report(run: str | Path, path: str | Path | None = None) -> Path:
@@ -33,10 +38,7 @@ def write_report(run: str | Path, path: str | Path | None = None) -> Path:
     """
     view = read_run(run)
     page = render(view)
-    target = Path(path) if path is not None else view.folder / "report.html"
-    with atomic_write(target) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return target
+    return shell.write(page, path if path is not None else view.folder / "report.html")
 
 
 def render(view: RunView) -> str:
@@ -49,8 +51,18 @@ def render(view: RunView) -> str:
     choices = ()
     if view.embeddings_NxD is not None:
         choices = extremes(view, typicality(view.embeddings_NxD, view.pool.groups))
+    query_rows = _query_rows(view, mapped, key=jax.random.fold_in(key, 2))
+    serving = served(view, query_rows)
+    covered = coverage(view)
+    choosing = [arm for arm in view.arms if not arm.is_whole(len(view.pool))]
+    numbers_N = np.arange(len(view.pool))
+    chosen = [chosen_by(view, arm, arm.label, numbers_N) for arm in choosing]
     plots: dict[str, Any] = {"loss": figures.loss_figure(view.arms)}
-    plots["map"] = figures.map_figure(view, mapped) if mapped else None
+    plots["map"] = map_figure(view, mapped) if mapped else None
+    plots["served"] = served_figure(view, mapped, serving) if mapped and mapped.query_rows.size and serving else None
+    plots["coverage"] = None
+    if covered and covered.arms and view.queries:
+        plots["coverage"] = figures.coverage_figure(covered, view.queries.inputs, query_rows)
     return shell.render(
         "page.html",
         filters={
@@ -58,17 +70,17 @@ def render(view: RunView) -> str:
             "number": results.format_number,
             "duration": duration,
             "size": size,
-            "colour": figures.colour,
         },
         styles=["style.css"],
-        scripts=["page.js"],
+        scripts=["page.js", "map.js", "served.js", "sortable.js"],
+        notices=[view.experiment.get("notice")],
         view=view,
         experiment=view.experiment,
         arms=view.arms,
         tables=results.metric_tables(view),
         headline=results.headline(view),
         level=results.percent(view.table.get("level", 0.95)),
-        intervals=figures.interval_plot(view),
+        intervals=interval_plot(view),
         plots=plots,
         mapped=_about_map(view, mapped) if mapped else None,
         groups=groups,
@@ -79,7 +91,14 @@ def render(view: RunView) -> str:
         threshold=composition.NEAR_DUPLICATE_COSINE,
         extremes=choices,
         opening=_opening(view, view.arms),
+        opening_choosing=_opening(view, choosing),
         stages=_stages(view),
+        served=serving,
+        coverage=covered,
+        covered=query_rows.size,
+        overlapping=[each.label for each in chosen],
+        overlaps=overlaps(chosen, len(view.pool)),
+        differences=[difference(*two) for two in pairs(chosen, _opening(view, choosing))],
         outputs=side_by_side(view),
         versions=_versions(view),
         config=flat(view.experiment["config"]),
@@ -107,18 +126,6 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """A nested config as (path, value) pairs, with the paths that the command line takes."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in config.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            pairs += flat(value, f"{path}.")
-        else:
-            pairs.append((path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return tuple(pairs)
-
-
 def _opening(view: RunView, arms: Sequence[ArmView]) -> int:
     """The arm that a switch opens with: the first that neither takes the whole pool nor draws at random."""
     chooses = (
@@ -127,12 +134,25 @@ def _opening(view: RunView, arms: Sequence[ArmView]) -> int:
     return next(chooses, 0)
 
 
+def _query_rows(view: RunView, mapped: PoolMap | None, *, key: jax.Array) -> np.ndarray:
+    """The queries that the page lists: those of the map, where there is one, else as many by chance."""
+    if mapped and mapped.query_rows.size:
+        return mapped.query_rows
+    return proportional_sample([np.zeros(len(view.queries or ()))], MOST_QUERIES, key=key)
+
+
 def _about_map(view: RunView, mapped: PoolMap) -> dict[str, Any]:
-    """What the caption of the map says; the arms are those of `figures.map_figure`."""
+    """What the caption of the map says; the arms are those of `map_figure`."""
     choosing = [arm for arm in view.arms if not arm.is_whole(len(view.pool))]
-    shown = [(arm.label, int(np.isin(mapped.rows, arm.first.indices).sum())) for arm in choosing]
-    opening = _opening(view, choosing)
-    return {"points": mapped.rows.size, "queries": mapped.query_rows.size, "arms": shown, "opening": opening}
+    rows = np.concatenate([mapped.rows, mapped.placed_rows])
+    return {
+        "points": rows.size,
+        "texts": mapped.rows.size,
+        "all": rows.size == len(view.pool),
+        "queries": mapped.query_rows.size,
+        "arms": [(arm.label, int(np.isin(rows, arm.first.indices).sum())) for arm in choosing],
+        "opening": _opening(view, choosing),
+    }
 
 
 def _stages(view: RunView) -> tuple[dict[str, Any], ...]:

@@ -12,7 +12,6 @@ from deft_tsds.report import shell
 from deft_tsds.report.ablation import number
 from deft_tsds.report.figures import COLOURS, OTHER_COLOUR, hover_text, plotly_text
 from deft_tsds.report.results import percent
-from deft_tsds.runs import atomic_write
 from deft_tsds.studies.representations import Inspection
 
 MEASURES = {
@@ -98,10 +97,7 @@ def write_representations(
         meanings=list(MEASURES.values()),
         command=" ".join(command),
     )
-    path = Path(path)
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-    return path
+    return shell.write(page, path)
 
 
 def map_figure(points_nx2: np.ndarray, texts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:

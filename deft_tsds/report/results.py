@@ -26,6 +26,7 @@ _METRIC_LABELS = {
 class Score:
     """A score with its interval."""
 
+    number: float
     value: str
     interval: str
     seeds: tuple[str, ...]
@@ -37,6 +38,7 @@ class Score:
 class Difference:
     """A paired difference with its interval and the verdict that the interval allows."""
 
+    number: float
     value: str
     interval: str
     verdict: str
@@ -74,7 +76,7 @@ def metric_tables(view: RunView) -> tuple[MetricTable, ...]:
     """The score tables, the primary metric first."""
     primary = view.table["primary"]
     ordered = [primary, *(metric for metric in view.table["metrics"] if metric != primary)]
-    return tuple(_metric_table(view, metric) for metric in ordered)
+    return tuple(metric_table(view, metric) for metric in ordered)
 
 
 def columns(table: Mapping[str, Any]) -> tuple[str, ...]:
@@ -170,7 +172,8 @@ def _compares(row: Mapping[str, Any], arm: str, test: str, metric: str) -> bool:
     return named and row["against"] != COPY and row.get("value") is not None
 
 
-def _metric_table(view: RunView, metric: str) -> MetricTable:
+def metric_table(view: RunView, metric: str) -> MetricTable:
+    """The table of one metric."""
     table = view.table
     names = columns(table)
     digits = decimals(table, metric)
@@ -203,6 +206,7 @@ def _metric_table(view: RunView, metric: str) -> MetricTable:
 
 def _score(cell: Mapping[str, Any], digits: int, beats: bool | None) -> Score:
     return Score(
+        number=cell["value"],
         value=format_number(cell["value"], digits),
         interval=_interval(cell, digits),
         seeds=tuple(format_number(value, digits) for value in cell.get("seeds") or ()),
@@ -219,7 +223,10 @@ def _difference(row: Mapping[str, Any], digits: int) -> Difference:
         while digits < 6 and round(nearest, digits) == 0:
             digits += 1
     return Difference(
-        value=format_number(row["value"], digits, sign=True), interval=_interval(row, digits), verdict=claim
+        number=row["value"],
+        value=format_number(row["value"], digits, sign=True),
+        interval=_interval(row, digits),
+        verdict=claim,
     )
 
 

@@ -7,10 +7,14 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
+
+from deft_tsds.report.figures import colour
+from deft_tsds.runs import atomic_write
 
 # Line feeds and tabs are layout; other control characters and lone surrogates are no text in HTML or in UTF-8.
 _UNPRINTABLE = {
@@ -27,16 +31,19 @@ def render(
     plots: Mapping[str, Any],
     styles: Sequence[str],
     scripts: Sequence[str],
+    notices: Sequence[str | None] = (),
     **values: Any,
 ) -> str:
     """A page as HTML.
 
     Args:
       template: name of a file beside this one.
-      filters: what the template calls values by, beside `count` and `clipped`.
-      plots: Plotly figures as plain JSON, by the id of their place in the page.
-      styles, scripts: names of files beside this one; Plotly comes before the scripts.
-      values: what the template prints. Beside them it gets `plots`, `style`, `data`, `scripts` and `policy`.
+      filters: what the template calls values by, beside `count`, `clipped` and `colour`.
+      plots: Plotly figures as plain JSON, by the id of their place in the page; None for one that is not shown.
+      styles, scripts: names of files beside this one; where there is a figure, Plotly is there as text for page.js.
+      notices: what must be said wherever these results are shown; None says nothing, and what is said is said once.
+      values: what the template prints. Beside them it gets `plots`, `style`, `data`, `plotly`, `scripts` and
+        `policy`.
     """
     from plotly.offline import get_plotlyjs
 
@@ -48,16 +55,27 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=count, clipped=clipped, **filters)
-    texts = [_script(get_plotlyjs()), *(_script(_source(name)) for name in scripts)]
+    environment.filters.update(count=count, clipped=clipped, colour=colour, **filters)
+    texts = [_script(_source(name)) for name in scripts]
+    plotly = _script(get_plotlyjs()) if any(plots.values()) else None
     return environment.get_template(template).render(
         **values,
+        notices=list(dict.fromkeys(filter(None, notices))),
         plots=plots,
         style=Markup("".join(map(_source, styles))),
         data=_json(plots),
         scripts=texts,
-        policy=_policy(texts),
+        plotly=plotly,
+        policy=_policy([plotly, *texts] if plotly else texts),
     )
+
+
+def write(page: str, path: str | Path) -> Path:
+    """Write a page, whole or not at all, and return its path."""
+    path = Path(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return path
 
 
 def count(number: int) -> str:

@@ -1,5 +1,6 @@
 "use strict";
-// Makes tables of class "sortable" sortable by any column: numbers by data-value, the first column by its text.
+// Makes tables of class "sortable" sortable by any column: a column with numbers (data-value) by these, another by its
+// text. Each heading becomes a button, so Tab reaches it and Enter or Space sorts; aria-sort says how it is sorted.
 (() => {
   for (const table of document.querySelectorAll("table.sortable")) {
     const headings = [...table.tHead.rows[0].cells];
@@ -8,18 +9,20 @@
     headings.forEach((heading, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = heading.textContent;
-      heading.replaceChildren(button);
+      button.append(...heading.childNodes);
+      heading.append(button);
+      const number = (row) => row.cells[column].dataset.value;
+      const text = (row) => row.cells[column].textContent;
+      const numeric = given.some((row) => number(row) !== undefined);
       button.addEventListener("click", () => {
-        const up = heading.getAttribute("aria-sort") !== "ascending";
+        const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
         for (const other of headings) other.removeAttribute("aria-sort");
-        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-        const value = (row) => row.cells[column].dataset.value;
+        heading.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
         const compare = (a, b) => {
-          if (column === 0) return a.cells[0].textContent.localeCompare(b.cells[0].textContent) * (up ? 1 : -1);
-          const [x, y] = [value(a), value(b)];
+          if (!numeric) return text(a).localeCompare(text(b)) * sign;
+          const [x, y] = [number(a), number(b)];
           if (x === undefined || y === undefined) return (x === undefined) - (y === undefined); // empty ones last
-          return (Number(x) - Number(y)) * (up ? 1 : -1);
+          return (Number(x) - Number(y)) * sign;
         };
         body.replaceChildren(...given.slice().sort(compare));
       });
