@@ -139,6 +139,7 @@ def test_side_by_side_is_the_same_training(tmp_path):
             np.testing.assert_allclose(np.load(folders[1] / path.name), np.load(path), atol=0.02)
     first, second = (runs[1].finetune("random", replicate).results["loss"] for replicate in range(2))
     assert first != second
+    assert "no loss curve" not in runs[1].report().read_text()
 
 
 def start(config: Path, workdir: Path) -> subprocess.Popen:

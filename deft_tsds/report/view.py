@@ -130,6 +130,7 @@ def read_run(path: str | Path) -> RunView:
     if queries_file and present("embed/queries/store.json", "embed", "the target examples are not on the map"):
         query_embeddings_MxD = _unit_rows(folder / "embed/queries")
 
+    trained = "finetune/{}/side-by-side" if experiment["config"]["train"].get("side_by_side") else "finetune/{}"
     arms = []
     for name, arm in experiment["arms"].items():
         selections, metrics = {}, {}
@@ -137,7 +138,7 @@ def read_run(path: str | Path) -> RunView:
             relative = f"select/{name}/seed-{seed}/selection"
             selections[seed] = Selection.load(_mandatory(folder, relative, "select"))
             _check_indices(folder / relative, np.asarray(selections[seed].indices), len(pool))
-            log = f"finetune/{name}/seed-{seed}/metrics.jsonl"
+            log = f"{trained.format(name)}/seed-{seed}/metrics.jsonl"
             if file := present(log, "finetune", f"no loss curve of {name}, seed {seed}"):
                 metrics[seed] = read_jsonl(file)
         predictions = {}
