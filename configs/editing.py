@@ -3,8 +3,7 @@
     python scripts/run.py configs/editing.py --workdir runs/editing
     python scripts/ablate.py configs/editing.py --drop-each objective --sweep objective.kde.weight=0,0.1,1
 
-Time: the first four arms took 55 minutes on two cores that had other work too. Scores: in the README; `--model` takes
-any T5 folder or hub name.
+Time: 1 h 43 min on two cores that had other work too. Scores: in the README; `--model` takes any T5 folder or hub name.
 """
 
 from pathlib import Path
