@@ -7,7 +7,8 @@ with labels that they have not seen,
     NMI      2 I(cluster; label) / (H(cluster) + H(label)), 0 where independent, 1 where the same
 
 Both are functions of the table of counts [K, L]. Intervals are percentiles of a bootstrap that draws the rows anew, the
-same ones for every representation, with the clusters as they are, and one of the starts of k-means.
+same ones for every representation, with the clusters as they are, and the starts of k-means. They are shifted to the
+value by the mean of the resamples: rows that come twice agree with themselves, and raise both numbers.
 """
 
 from __future__ import annotations
@@ -91,11 +92,10 @@ class Purity(Study):
         first = next(iter(found))
         encoders = {}
         for name, each in found.items():
-            judged = {m: interval(each[m], draws[name][m], LEVEL)._asdict() for m in MEASURES}
+            judged = {m: _shifted(each[m], draws[name][m]) for m in MEASURES}
             if name != first:
                 for m in MEASURES:
-                    apart = interval(each[m] - found[first][m], draws[name][m] - draws[first][m], LEVEL)
-                    judged[m]["to_first"] = apart._asdict()
+                    judged[m]["to_first"] = _shifted(each[m] - found[first][m], draws[name][m] - draws[first][m])
             encoders[name] = {**each, **judged}
         shares = np.bincount(label_N) / len(label_N)
         labels = dict(zip(names.tolist(), shares.tolist(), strict=True))
@@ -127,6 +127,10 @@ class Purity(Study):
         notes = [f"- {name}*: {each['untrained']}" for name, each in found["encoders"].items() if each["untrained"]]
         title = f"**{found['rows']:,} rows, K = {found['clusters']}; labels: {labels}**"
         return "\n".join([title, "", markdown_table(titles, rows), *([""] if notes else []), *notes])
+
+
+def _shifted(value: float, draws_R: np.ndarray) -> dict[str, float]:
+    return interval(value, draws_R - draws_R.mean() + value, LEVEL)._asdict()
 
 
 def drawn(source: cfg.Source, rows: int, *, key: jax.Array) -> Examples:
