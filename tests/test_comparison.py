@@ -55,7 +55,10 @@ def _data(tmp_path_factory) -> LabelledText:
     pool = [pool[row] for row in np.random.default_rng(2).permutation(len(pool))]
     files = {"domain_pool": pool}
     for place, name in enumerate(WORDS):
-        files[f"domain_target_{name}"] = [*texts_of(name, 8, 3 + place, "query"), *texts_of(name, 50, 5 + place, "test")]
+        files[f"domain_target_{name}"] = [
+            *texts_of(name, 8, 3 + place, "query"),
+            *texts_of(name, 50, 5 + place, "test"),
+        ]
     for name, rows in files.items():
         with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -28,7 +28,11 @@ from deft_tsds.studies.usefulness import Usefulness, spearman, usefulness
 from deft_tsds.t5 import T5, T5Config
 from deft_tsds.t5.load import save_pretrained, train_tokenizer
 
-TASKS = {"fluency": ("the cat sat", "a dog ran"), "neutral": ("sadly it is", "clearly they were"), "split": ("and", "but")}
+TASKS = {
+    "fluency": ("the cat sat", "a dog ran"),
+    "neutral": ("sadly it is", "clearly they were"),
+    "split": ("and", "but"),
+}
 
 
 @pytest.fixture(scope="module", name="source")

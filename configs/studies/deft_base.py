@@ -3,9 +3,9 @@
     python scripts/experiment.py configs/studies/deft_base.py
 
 To each base set come 2.5% of the pool from the clusters, as in the paper's 32.5%. Fine-tunes t5-nano as
-`configs/editing.py` does, twelve arms with five seeds: some 14 hours on two cores, for an accelerator otherwise; not yet
-run. The paper (arXiv 2310.16776): hard is ahead of random and easy where the base set is small, random where it is
-large; Asset needs about 12% of the data, and WNC more than 80%.
+`configs/editing.py` does, twelve arms with five seeds. Time: not yet run; by the 14 minutes an arm of that config, 14
+hours on two cores: for an accelerator. The paper (arXiv 2310.16776): hard is ahead of random and easy where the base
+set is small, random where it is large; Asset needs about 12% of the data, and WNC more than 80%.
 """
 
 from pathlib import Path

@@ -18,9 +18,7 @@ from deft_tsds.studies.usefulness import Usefulness
 T5 = "../shared/models/t5-nano"
 
 config = Usefulness(
-    pool=Source(
-        "../shared/data/edit/edit_train_pool.jsonl.gz", group_field="subtask", instruction_field="instruction"
-    ),
+    pool=Source("../shared/data/edit/edit_train_pool.jsonl.gz", group_field="subtask", instruction_field="instruction"),
     encoders={"lexical": Lexical(), "averaged-t5": T5Encoder(T5, "mean")},
     gradients=GradientsOf(
         T5,

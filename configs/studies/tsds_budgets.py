@@ -2,10 +2,10 @@
 
     python scripts/experiment.py configs/studies/tsds_budgets.py --data.encoder.model MINILM --gradients.model T5
 
-LESS sees the gradients of a T5 that says the label of a text, and so the labels of pool and queries, which nobody else
-does; T5 is any T5. The paper (arXiv 2410.11303), fine-tuning language models: TSDS on LESS's gradients is +1.5 F1 ahead
-of the baselines on average, and 1% is often better than the full data. `scripts/targeted.py` compares every selector of this
-package in the same way.
+LESS sees the gradients of a T5 that says the label of a text, and so the labels of pool and queries, which nobody
+else does; T5 is any T5. The paper (arXiv 2410.11303), fine-tuning language models: TSDS on LESS's gradients is +1.5
+F1 ahead of the baselines on average, and 1% is often better than the full data. `scripts/targeted.py` compares every
+selector of this package in the same way.
 """
 
 from pathlib import Path

@@ -3,8 +3,8 @@
     python scripts/experiment.py configs/studies/tsds_kernel.py --data.encoder.model MINILM
 
 The paper (arXiv 2410.11303) varies h over .1, .3 and .5, and its code has .75; the numbers that it found were not to
-hand. On vectors of unit length two texts are near-duplicates above a cosine of 1 - h^2 / 2: .995, .955, .875 and .719. "auto" proposes h
-from the near-duplicates of the shortlist.
+hand. On vectors of unit length two texts are near-duplicates above a cosine of 1 - h^2 / 2: .995, .955, .875 and
+.719. "auto" proposes h from the near-duplicates of the shortlist.
 """
 
 from pathlib import Path

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deft_tsds.embed.store import open_store
 from deft_tsds.report.figures import colour, plotly_text
 from deft_tsds.runs import Run, stage_key
 from deft_tsds.selectors import Full
 from deft_tsds.studies.conditions import Condition, changed
 from deft_tsds.studies.costs import measure_costs, on_the_front
-from deft_tsds.studies.gradients import GradientsOf, make_gradients
-from deft_tsds.studies.labelled_text import LabelledText, Texts, read
+from deft_tsds.studies.gradients import GradientsOf
+from deft_tsds.studies.labelled_text import LabelledText, read, with_gradients
 from deft_tsds.studies.statistics import estimate, holm
 from deft_tsds.studies.study import Study, markdown_table, shown
 from deft_tsds.studies.targeted import Contender, Labelled, Target, measure
@@ -81,7 +79,11 @@ class Comparison(Study):
             raise ValueError(f"against is {self.against!r}: name one of {', '.join(self.contenders)}, and a condition.")
         run = Run(self.workdir, self.seed)
         texts = read(self.data, run)
-        pool, targets = self._with_gradients(texts, run)
+        if any(contender.sees == "gradients" for contender in self.contenders.values()):
+            if self.gradients is None:
+                raise ValueError("a contender sees gradients: say of which T5 by `gradients`.")
+            texts = with_gradients(texts, self.gradients, run)
+        pool, targets = texts.pool, texts.targets
         stages, costs = {}, {}
         for place, (name, condition) in enumerate(self.conditions.items()):
             here = changed(pool, condition, key=stage_key(self.seed, "conditions"), encode=texts.encode)
@@ -109,22 +111,8 @@ class Comparison(Study):
                 costs |= {(label, name): cost for label, cost in timed.items()}
         return self._tabulate(pool, targets, stages, costs)
 
-    def _with_gradients(self, texts: Texts, run: Run) -> tuple[Labelled, Sequence[Target]]:
-        if not any(contender.sees == "gradients" for contender in self.contenders.values()):
-            return texts.pool, texts.targets
-        if self.gradients is None:
-            raise ValueError("a contender sees gradients: say of which T5 by `gradients`.")
-        folder = make_gradients(self.gradients, texts.examples, texts.queries, run=run, stage="gradients").folder
-        pool = dataclasses.replace(texts.pool, gradients_NxG=open_store(folder / "pool").array())
-        targets = []
-        for target in texts.targets:
-            seen = dataclasses.replace(target.queries, gradients_NxG=open_store(folder / target.name).array())
-            targets.append(dataclasses.replace(target, queries=seen))
-        return pool, targets
-
     def _row_name(self, contender: str, condition: str) -> str:
         """A name for the two; under a single condition that of the contender, so that Full is known for what it is."""
-        first = next(iter(self.conditions))
         whole = isinstance(self.contenders[contender].selector, Full)
         return "Full" if whole else contender if len(self.conditions) == 1 else f"{contender} ({condition})"
 
@@ -133,7 +121,9 @@ class Comparison(Study):
         tables = []
         for table in summary["shares"]:
             by_name = {row["contender"]: row for row in table["rows"]}
-            cells = [cell for cell in summary["cells"] if cell["share"] == table["share"] or cell["contender"] == "Full"]
+            cells = [
+                cell for cell in summary["cells"] if cell["share"] == table["share"] or cell["contender"] == "Full"
+            ]
             rows = []
             for condition in self.conditions:
                 for contender in self.contenders:
@@ -286,7 +276,7 @@ def _score_figure(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _front_figure(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A panel's worth of points: seconds against score, filled where nothing is both faster and better."""
+    """Seconds against score, a colour a condition; filled, and joined, where nothing is both faster and better."""
     rows = [row for row in table["rows"] if "costs" in row]
     traces = []
     for place, condition in enumerate(dict.fromkeys(row["condition"] for row in rows)):

@@ -1,4 +1,4 @@
-"""What may be changed about a targeted selection, one thing at a time: how many candidates, queries, near-duplicates."""
+"""What may be changed about a targeted selection: the number of candidates, of queries, of near-duplicates."""
 
 from __future__ import annotations
 

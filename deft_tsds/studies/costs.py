@@ -27,7 +27,7 @@ def measure_costs(
         `peak_bytes`, the most memory that the process held in the calls above what it held before them (None where the
         system does not say).
     """
-    found = {}
+    found, fingerprint = {}, pool.fingerprint()
     for name, contender in track(list(contenders.items()), "timing"):
 
         def work(folder: Path, contender: Contender = contender) -> dict[str, Any]:
@@ -42,15 +42,13 @@ def measure_costs(
             "budget": budget,
             "rounds": rounds,
             "target": target.name,
-            "pool": pool.fingerprint(),
+            "pool": fingerprint,
         }
         found[name] = dict(run.do(f"costs/{name}", work, settings=settings).results)
     return found
 
 
-def _time(
-    pool: Labelled, target: Target, contender: Contender, budget: int, rounds: int, seed: int
-) -> dict[str, Any]:
+def _time(pool: Labelled, target: Target, contender: Contender, budget: int, rounds: int, seed: int) -> dict[str, Any]:
     before, seconds = _high_water_bytes(reset=True), []
     for call in range(1 + rounds):
         key, start = stage_key(seed, "costs", str(call)), time.perf_counter()

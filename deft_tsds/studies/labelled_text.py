@@ -7,6 +7,7 @@ judge.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from deft_tsds.embed import Encoder
 from deft_tsds.embed.given import read_embeddings
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.runs import Run, stage_key
+from deft_tsds.studies.gradients import GradientsOf, make_gradients
 from deft_tsds.studies.targeted import Labelled, Target
 
 POOL = "domain_pool"
@@ -94,6 +96,17 @@ def read(data: LabelledText, run: Run) -> Texts:
         targets.append(Target(name, everything.take(split == "query"), everything.take(split == "test")))
         queries[name] = rows.take(np.flatnonzero(split == "query"))
     return Texts(pool, tuple(targets), files[POOL], queries, encode)
+
+
+def with_gradients(texts: Texts, gradients: GradientsOf, run: Run) -> Texts:
+    """The same with the gradients of pool and queries, each text the input and its label the target."""
+    folder = make_gradients(gradients, texts.examples, texts.queries, run=run, stage="gradients").folder
+    targets = []
+    for target in texts.targets:
+        seen = dataclasses.replace(target.queries, gradients_NxG=open_store(folder / target.name).array())
+        targets.append(dataclasses.replace(target, queries=seen))
+    pool = dataclasses.replace(texts.pool, gradients_NxG=open_store(folder / "pool").array())
+    return dataclasses.replace(texts, pool=pool, targets=tuple(targets))
 
 
 def _examples(data: LabelledText, name: str, *, group_field: str) -> Examples:

@@ -34,7 +34,7 @@ class Study(abc.ABC):
         return {}
 
     def write(self) -> str:
-        """Fill the table, write `table.json`, `table.md` and `figures.html` where there are any; return the Markdown."""
+        """Fill the table and write `table.json`, `table.md` and, with figures, `figures.html`; return the Markdown."""
         found = self.fill()
         text = self.markdown(found) + "\n"
         write_json(self.workdir / "table.json", found)
