@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import jax
@@ -18,13 +20,14 @@ import deft_tsds as dt
 from deft_tsds.config import Lexical, load_as
 from deft_tsds.runs import Run, stage_key
 from deft_tsds.selectors import TSDS, Full, Nearest, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.conditions import Condition, Copies, changed, edited
 from deft_tsds.studies.costs import on_the_front
 from deft_tsds.studies.labelled_text import LabelledText, read
 from deft_tsds.studies.statistics import holm
 from deft_tsds.studies.study import Study
-from deft_tsds.studies.targeted import Contender, Labelled, Target, measure
+from deft_tsds.studies.targeted import Labelled, Target, measure
 
 KEY = jax.random.key(3)
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.py"))
@@ -296,6 +299,26 @@ def test_costs_are_measured_apart(data, tmp_path):
     before = (tmp_path / "conditions" / "as it is" / "costs" / "Random" / "manifest.json").stat().st_mtime_ns
     assert study.fill() == found
     assert (tmp_path / "conditions" / "as it is" / "costs" / "Random" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_the_script_runs_a_config_of_the_user_s_own(data, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "own.py"
+    config.write_text(
+        "from pathlib import Path\n"
+        "from deft_tsds.config import Lexical\n"
+        "from deft_tsds.selectors import Nearest, Random\n"
+        "from deft_tsds.studies.comparison import Comparison\n"
+        "from deft_tsds.studies.labelled_text import LabelledText\n"
+        "from deft_tsds.studies.targeted import Contender\n"
+        f"data = LabelledText(Path({str(data.folder)!r}), ('apples', 'pears'), Lexical(dimension=16))\n"
+        "contenders = {'Random': Contender(Random()), 'Nearest': Contender(Nearest())}\n"
+        "config = Comparison(contenders=contenders, data=data, shares=(0.1,))\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["experiment.py", str(config), "--seeds", "1", "--workdir", str(tmp_path / "run")])
+    runpy.run_path(str(STUDIES[0].parents[2] / "scripts" / "experiment.py"), run_name="__main__")
+    printed = capsys.readouterr().err
+    assert "| Nearest |" in printed
+    assert json.loads((tmp_path / "run" / "table.json").read_text())["against"] == "Random"
 
 
 def test_wrong_input(data, tmp_path):

@@ -10,8 +10,8 @@ C = 5: alpha .5 is tau 5, and .99 is .05. Its reference has .5, other ports .6 a
 from pathlib import Path
 
 from deft_tsds.selectors import TSDS, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
-from deft_tsds.studies.targeted import Contender
 
 ALPHAS = (0.3, 0.5, 0.7, 0.9, 0.95, 0.99)
 

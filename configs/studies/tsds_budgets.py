@@ -12,9 +12,9 @@ from pathlib import Path
 
 from deft_tsds.config import Gradients, Lora
 from deft_tsds.selectors import DSIR, LESS, TSDS, Full, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.gradients import GradientsOf
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

@@ -11,9 +11,9 @@ it they do not. `originals` says how many rows are left when copies of one row c
 from pathlib import Path
 
 from deft_tsds.selectors import TSDS, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.conditions import Condition, Copies
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

@@ -12,9 +12,9 @@ TSDS (arXiv 2410.11303) is what its rivals attack: one claims a selection 40 tim
 from pathlib import Path
 
 from deft_tsds.selectors import DSIR, TSDS, Herding, Nearest, Random, RoundRobin, UnbalancedTransport
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.conditions import Condition, Copies
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

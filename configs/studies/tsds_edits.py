@@ -11,10 +11,10 @@ from pathlib import Path
 
 from deft_tsds.config import Lexical
 from deft_tsds.selectors import TSDS, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.conditions import Condition, Copies
 from deft_tsds.studies.labelled_text import LabelledText
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

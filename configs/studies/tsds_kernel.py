@@ -10,8 +10,8 @@ hand. On vectors of unit length two texts are near-duplicates above a cosine of 
 from pathlib import Path
 
 from deft_tsds.selectors import TSDS, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
-from deft_tsds.studies.targeted import Contender
 
 SIZES = (0.1, 0.3, 0.5, 0.75)
 

@@ -9,9 +9,9 @@ random with each. RoundRobin is what needs no plan.
 from pathlib import Path
 
 from deft_tsds.selectors import TSDS, Random, RoundRobin
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 from deft_tsds.studies.conditions import Condition
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

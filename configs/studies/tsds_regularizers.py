@@ -13,8 +13,8 @@ twice: as it is, and with the plan whose effective size is twice the budget.
 from pathlib import Path
 
 from deft_tsds.selectors import TSDS, Full, Random
+from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
-from deft_tsds.studies.targeted import Contender
 
 config = Comparison(
     contenders={

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deft_tsds.runs import Run, plain, stage_key, track
+from deft_tsds.studies.chooser import Chooser, Contender
 from deft_tsds.studies.statistics import estimate
-from deft_tsds.studies.targeted import Chooser, Contender, Features, Labelled, Target
+from deft_tsds.studies.targeted import Features, Labelled, Target
 from deft_tsds.studies.targeted_table import LEVEL
 
 
