@@ -55,10 +55,9 @@ def shown(found: Mapping[str, Any] | None, digits: int = 1, sign: str = "") -> s
     """A value with its interval: "53.2 [52.0, 54.1]"; alone where a single seed has none to give, or nothing varies."""
     if found is None:
         return "–"
-    value = f"{found['value']:{sign}.{digits}f}"
-    if found["low"] is None or found["low"] == found["high"]:
-        return value
-    return f"{value} [{found['low']:{sign}.{digits}f}, {found['high']:{sign}.{digits}f}]"
+    ends = [None if found[end] is None else round(found[end], digits) + 0.0 for end in ("value", "low", "high")]
+    value, low, high = ("" if end is None else f"{end:{sign}.{digits}f}" for end in ends)
+    return value if low == high else f"{value} [{low}, {high}]"
 
 
 def write_figures(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
