@@ -3,7 +3,8 @@
     python scripts/experiment.py configs/studies/tsds_queries.py --data.encoder.model MINILM
 
 The paper (arXiv 2410.11303) selects by 9 query examples (TydiQA), 69 (BBH) and 285 (MMLU), and claims to be ahead of
-random with each. RoundRobin is what needs no plan.
+random with each. RoundRobin is what needs no plan. With 5 queries the default plan reaches fewer rows than the
+budget, and says so; "size 2B" asks for one as diverse as twice the budget.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ config = Comparison(
     contenders={
         "Random": Contender(Random()),
         "KDE": Contender(TSDS()),
+        "KDE, size 2B": Contender(TSDS(neighbors=20_000), size=2),
         "uniform": Contender(TSDS(regularizer="uniform")),
         "RoundRobin": Contender(RoundRobin()),
     },

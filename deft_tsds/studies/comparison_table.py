@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deft_tsds.report.figures import colour, plotly_text
+from deft_tsds.report.shell import clipped
 from deft_tsds.studies.study import markdown_table, shown
 from deft_tsds.studies.targeted_table import LEVEL
 
@@ -22,6 +23,7 @@ TITLES = {
 """Titles of what is measured of a choice, and the order of the columns."""
 OF_COPIES = ("originals", "repeated")
 """Those that say something only where copies are planted."""
+_NOTE = 240  # letters: a selector may say the same of every seed and target, in other numbers
 _WHOLE_NUMBERS = ("neighborhood", "effective_size", "originals")
 
 
@@ -46,7 +48,7 @@ def markdown(found: Mapping[str, Any], table: Mapping[str, Any], columns: Sequen
             line += _costs(row)
         lines.append(line)
     title = f"**{table['share']:.1%} of the pool: {table['budget']:,} of {found['candidates']:,} rows**"
-    notes = [f"\n{row['name']}: {row['note']}" for row in rows if row["note"]]
+    notes = [f"\n{row['name']}: {clipped(row['note'], _NOTE)}" for row in rows if row["note"]]
     return "\n".join([title, "", markdown_table(titles, lines), *notes])
 
 
