@@ -270,6 +270,18 @@ def test_kde_holds_where_uniform_is_flooded(tmp_path):
     assert found["kde"] < found["uniform"] / 2
 
 
+def test_a_contender_that_cannot_meet_the_budget_says_so_and_nothing_else(data, tmp_path):
+    contenders = {"Random": Contender(Random()), "narrow": Contender(TSDS(alpha=0.99, neighbors=2, grow=False))}
+    study = Comparison(contenders=contenders, shares=(0.5,), seeds=1, data=data, workdir=tmp_path)
+    found = study.fill()
+    row = row_of(found, 0.5, "narrow", "as it is")
+    assert "fewer than the budget of 90" in row["note"]
+    assert (row["measures"], row["macro_f1"], row["to_against"]) == ({}, None, None)
+    text = study.markdown(found)
+    assert "| narrow | – |" in text
+    assert "\nnarrow: only " in text
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
 def test_the_front_against_its_definition(points):

@@ -117,10 +117,12 @@ class Comparison(Study):
                     name = self._row_name(contender, condition)
                     if name not in by_name or any(row["name"] == name for row in rows):
                         continue
+                    row = self._row(by_name, name, contender, condition)
+                    mine = [] if row["note"] else [cell for cell in cells if cell["contender"] == name]
                     rows.append(
                         {"condition": condition, "contender": contender, "name": name}
-                        | self._row(by_name, name, contender, condition)
-                        | {"measures": _measures([cell for cell in cells if cell["contender"] == name])}
+                        | row
+                        | {"measures": _measures(mine)}
                     )
             for kind in ("to_against", "to_first"):
                 _correct([row[kind] for row in rows if row[kind] is not None])
@@ -161,8 +163,7 @@ def _measures(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means over targets with intervals over seeds."""
     by_seed: dict[int, list[Mapping[str, float]]] = {}
     for cell in cells:
-        if "measures" in cell:
-            by_seed.setdefault(cell["seed"], []).append({**cell["measures"], **cell.get("plan", {})})
+        by_seed.setdefault(cell["seed"], []).append({**cell["measures"], **cell.get("plan", {})})
     found = {}
     for name in TITLES:
         values = [np.mean([each[name] for each in of_seed]) for of_seed in by_seed.values() if name in of_seed[0]]
