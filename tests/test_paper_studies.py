@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,14 @@ def _model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("t5")
     tokenizer = train_tokenizer(["the cat sat", "sadly it is and but red big old"], vocab_size=280)
     tokenizer.save_pretrained(folder)
-    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    shape: dict[str, Any] = {
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 8,
+        "num_layers": 1,
+        "num_decoder_layers": 1,
+        "num_heads": 2,
+    }
     save_pretrained(T5(T5Config(vocab_size=len(tokenizer), **shape), rngs=nnx.Rngs(0)), folder)
     (folder / "UNTRAINED").write_text("all of it is random.\n")
     return str(folder)
@@ -69,7 +77,7 @@ def test_purity_and_nmi_against_scikit_learn(seed, clusters, labels):
     for r, weight_N in enumerate(weights_RxN):
         rows = np.repeat(np.arange(40), weight_N.astype(int))
         for s, cluster_N in enumerate(clusters_SxN):
-            table = contingency_matrix(label_N[rows], cluster_N[rows])
+            table = np.asarray(contingency_matrix(label_N[rows], cluster_N[rows]))
             assert found["purity"][r, s] == pytest.approx(table.max(axis=0).sum() / 40)
             if len(table) > 1 or table.shape[1] > 1:  # of one cluster and one label scikit-learn says 1, by convention
                 expected = normalized_mutual_info_score(label_N[rows], cluster_N[rows])

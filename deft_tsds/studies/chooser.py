@@ -62,7 +62,7 @@ class Chooser:
 
     def select(self, budget: int, key: jax.Array) -> Selection:
         """What the selector itself answers, with its reasons, and with nothing kept from an earlier call."""
-        selector = self._selector
+        selector: Any = self._selector
         if self._size is not None:
             selector = dataclasses.replace(selector, effective_size=self._size * budget)
         return self._select(selector, budget, key)

@@ -137,7 +137,8 @@ class Comparison(Study):
         }
 
     def _row(self, by_name: Mapping[str, Any], name: str, contender: str, condition: str) -> dict[str, Any]:
-        row, found = by_name[name], {"to_against": None, "to_first": None, "macro_f1": None}
+        row = by_name[name]
+        found: dict[str, Any] = {"to_against": None, "to_first": None, "macro_f1": None}
         others = {"to_against": self._row_name(self.against, condition)}
         others |= {"to_first": self._row_name(contender, next(iter(self.conditions)))}
         if not row["note"]:
@@ -166,7 +167,9 @@ def _measures(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         by_seed.setdefault(cell["seed"], []).append({**cell["measures"], **cell.get("plan", {})})
     found = {}
     for name in TITLES:
-        values = [np.mean([each[name] for each in of_seed]) for of_seed in by_seed.values() if name in of_seed[0]]
+        values = [
+            float(np.mean([each[name] for each in of_seed])) for of_seed in by_seed.values() if name in of_seed[0]
+        ]
         if values:
             found[name] = estimate(values, level=LEVEL)._asdict()
     return found

@@ -8,7 +8,7 @@ judge.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from deft_tsds.embed import Encoder
 from deft_tsds.embed.given import read_embeddings
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.runs import Run, stage_key
+from deft_tsds.studies.conditions import Encode
 from deft_tsds.studies.gradients import GradientsOf, make_gradients
 from deft_tsds.studies.targeted import Labelled, Target
 
@@ -61,7 +62,7 @@ class Texts:
     targets: tuple[Target, ...]
     examples: Examples
     queries: dict[str, Examples]
-    encode: Callable[[Sequence[str]], np.ndarray] | None
+    encode: Encode | None
 
 
 def read(data: LabelledText, run: Run) -> Texts:
@@ -75,7 +76,7 @@ def read(data: LabelledText, run: Run) -> Texts:
     files = {POOL: _examples(data, POOL, group_field="dataset")}
     files |= {name: _examples(data, f"domain_target_{name}", group_field="split") for name in data.targets}
     kept = np.arange(len(files[POOL]))[: data.limit]
-    encode = None
+    encode: Encode | None = None
     if data.embeddings is not None:
         embedded = {name: _given(data.embeddings, name, len(rows)) for name, rows in files.items()}
         files[POOL], embedded[POOL] = files[POOL].take(kept), embedded[POOL][: len(kept)]
@@ -83,8 +84,10 @@ def read(data: LabelledText, run: Run) -> Texts:
         files[POOL] = files[POOL].take(kept)
         encoder, embedded = _embed(data.encoder, files, run)
 
-        def encode(texts: Sequence[str]) -> np.ndarray:
+        def embed_more(texts: Sequence[str]) -> np.ndarray:
             return normalize_rows(encoder.encode(texts))
+
+        encode = embed_more
 
     pool = Labelled(
         files[POOL].inputs, np.array(files[POOL].targets), np.array(files[POOL].groups), np.asarray(embedded[POOL])

@@ -92,7 +92,7 @@ class Purity(Study):
         first = next(iter(found))
         encoders = {}
         for name, each in found.items():
-            judged = {m: _shifted(each[m], draws[name][m]) for m in MEASURES}
+            judged: dict[str, Any] = {m: _shifted(each[m], draws[name][m]) for m in MEASURES}
             if name != first:
                 for m in MEASURES:
                     judged[m]["to_first"] = _shifted(each[m] - found[first][m], draws[name][m] - draws[first][m])

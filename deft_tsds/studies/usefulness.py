@@ -8,7 +8,7 @@ rows z' of
 at the checkpoints of a short run, to first order the share of a step's length by which Adam's step on z takes the
 held-out loss down. How far an example is from the middle is DEFT's own cosine distance. The two are compared by
 Spearman's rank correlation: over all rows, and inside the clusters, each cluster with the weight of its size. Intervals
-are percentiles of a bootstrap over rows (inside each cluster for the second) and over the starts of k-means.
+are percentiles of a bootstrap over rows, the same ones for every start of k-means, and over these starts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from deft_tsds.selectors.clusters import cluster_rows, cosine_distances
 from deft_tsds.studies.gradients import GradientsOf, make_gradients
 from deft_tsds.studies.purity import LEVEL, drawn, embedded
 from deft_tsds.studies.study import Study, markdown_table, shown
-
-_FEWEST = 3  # rows of a cluster that has a rank correlation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,24 +91,17 @@ class Usefulness(Study):
         }
 
     def _correlated(self, clusterings: list[tuple[np.ndarray, np.ndarray]], useful_N: np.ndarray) -> dict[str, Any]:
-        values, draws = {"overall": [], "within": []}, {"overall": [], "within": []}
-        rng, clusters = np.random.default_rng(self.seed), []
-        for labels_N, distance_N in clusterings:
-            all_rows = [np.arange(len(useful_N))]
-            members = [np.flatnonzero(labels_N == cluster) for cluster in range(labels_N.max() + 1)]
-            for kind, parts in (("overall", all_rows), ("within", members)):
-                parts = [rows for rows in parts if len(rows) >= _FEWEST]
-                weights = np.array([len(rows) for rows in parts]) / sum(len(rows) for rows in parts)
-                found, resampled = [], np.zeros(self.resamples)
-                for rows, weight in zip(parts, weights, strict=True):
-                    found.append(float(spearman(distance_N[None, rows], useful_N[None, rows])[0]))
-                    drawn_RxN = rows[rng.integers(len(rows), size=(self.resamples, len(rows)))]
-                    resampled += weight * spearman(distance_N[drawn_RxN], useful_N[drawn_RxN])
-                values[kind].append(float(weights @ found))
-                draws[kind].append(resampled)
-                if kind == "within" and not clusters:
-                    clusters = [{"rows": len(r), "correlation": each} for r, each in zip(parts, found, strict=True)]
+        n, rng = len(useful_N), np.random.default_rng(self.seed)
+        rows_RxN = rng.integers(n, size=(self.resamples, n))  # the same for every start
         starts_RxS = rng.integers(len(clusterings), size=(self.resamples, len(clusterings)))
+        values, draws = {"overall": [], "within": []}, {"overall": [], "within": []}
+        for labels_N, distance_N in clusterings:
+            values["overall"].append(spearman(distance_N[None], useful_N[None])[0])
+            values["within"].append(within_clusters(labels_N, distance_N, useful_N))
+            draws["overall"].append(spearman(distance_N[rows_RxN], useful_N[rows_RxN]))
+            draws["within"].append(
+                [within_clusters(labels_N[rows], distance_N[rows], useful_N[rows]) for rows in rows_RxN]
+            )
         judged = {
             kind: interval(
                 float(np.mean(values[kind])),
@@ -119,7 +110,13 @@ class Usefulness(Study):
             )._asdict()
             for kind in values
         }
-        return {**judged, "by_cluster": clusters}
+        labels_N, distance_N = clusterings[0]
+        parts = [np.flatnonzero(labels_N == cluster) for cluster in np.unique(labels_N)]
+        by_cluster = [
+            {"rows": len(rows), "correlation": float(spearman(distance_N[None, rows], useful_N[None, rows])[0])}
+            for rows in parts
+        ]
+        return {**judged, "by_cluster": by_cluster}
 
     def markdown(self, found: Mapping[str, Any]) -> str:
         titles = ["distances in", "all rows", "inside clusters", "clusters (rows: correlation), first start"]
@@ -137,6 +134,12 @@ class Usefulness(Study):
 def usefulness(pool_NxG: np.ndarray, held_out_MxG: np.ndarray) -> np.ndarray:
     """The mean influence of each row of the pool on the held-out rows, float64 [N], from features of unit length."""
     return pool_NxG.astype(np.float64) @ held_out_MxG.mean(axis=0, dtype=np.float64)
+
+
+def within_clusters(labels_N: np.ndarray, x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """The mean over clusters of the rank correlation inside them, each with the weight of its rows."""
+    parts = [np.flatnonzero(labels_N == cluster) for cluster in np.unique(labels_N)]
+    return float(sum(len(rows) * spearman(x_N[None, rows], y_N[None, rows])[0] for rows in parts) / len(labels_N))
 
 
 def spearman(x_RxN: np.ndarray, y_RxN: np.ndarray) -> np.ndarray:
