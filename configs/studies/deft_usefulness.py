@@ -6,6 +6,9 @@ Usefulness is LESS's influence of an example on held-out rows of the same pool, 
 checkpoints of a short run on a fifth of the rows; distances are DEFT's, in the clusters of each representation. A
 positive rank correlation is what hard sampling takes for granted. The paper (arXiv 2310.16776) argues that rows far
 from the middle say more and never measures it; it finds hard sampling ahead where the base set is small.
+
+Time: 10 minutes with `--rows 800 --held-out 150` on two cores that had other work too; nearly all of it are the
+gradients.
 """
 
 from pathlib import Path

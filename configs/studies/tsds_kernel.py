@@ -5,6 +5,8 @@
 The paper (arXiv 2410.11303) varies h over .1, .3 and .5, and its code has .75; the numbers that it found were not to
 hand. On vectors of unit length two texts are near-duplicates above a cosine of 1 - h^2 / 2: .995, .955, .875 and
 .719. "auto" proposes h from the near-duplicates of the shortlist.
+
+Time: 3 minutes with three seeds and vectors made before, on two cores that had other work too.
 """
 
 from pathlib import Path
