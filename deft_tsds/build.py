@@ -63,15 +63,15 @@ def corpus(data: cfg.Files | cfg.Synthetic, *, validation: int, folder: Path, ke
     text_key, query_key, validation_key = jax.random.split(key, 3)
     if isinstance(data, cfg.Synthetic):
         data = _synthetic_files(data, folder, text_key)
-    pool = _read(data.pool, "data.pool")
-    tests = {name: _read(source, f"data.tests.{name}") for name, source in data.tests.items()}
+    pool = read(data.pool, "data.pool")
+    tests = {name: read(source, f"data.tests.{name}") for name, source in data.tests.items()}
     if not tests:
         raise ValueError("data.tests is empty: name at least one test set, or nothing can be scored.")
     queries = None
     if isinstance(data.queries, cfg.HeldOut):
         queries, pool = split_queries(pool, group=data.queries.group, count=data.queries.count, key=query_key)
     elif data.queries is not None:
-        queries = _read(data.queries, "data.queries")
+        queries = read(data.queries, "data.queries")
     held_out = None
     if validation:
         if not 0 < validation < len(pool):
@@ -81,7 +81,8 @@ def corpus(data: cfg.Files | cfg.Synthetic, *, validation: int, folder: Path, ke
     return Corpus(pool, queries, held_out, tests)
 
 
-def _read(source: cfg.Source, name: str) -> Examples:
+def read(source: cfg.Source, name: str) -> Examples:
+    """The examples of a source, called `name` in errors."""
     options = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.name != "path"}
     return read_examples(source.path, name=name, **options)
 

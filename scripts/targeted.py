@@ -10,21 +10,17 @@ command goes on where it was stopped. Writes `table.md`, `table.json` and `cells
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from deft_tsds.cli import plain_errors
-from deft_tsds.config import Gradients, Lora
-from deft_tsds.data.examples import Examples, read_examples
-from deft_tsds.embed.given import read_embeddings
-from deft_tsds.embed.sentence_transformers import SentenceTransformers
-from deft_tsds.embed.store import open_store, write_store
+from deft_tsds.config import Gradients, Lora, SentenceTransformers
 from deft_tsds.runs import Run, console
-from deft_tsds.studies.gradients import GradientsOf, make_gradients
-from deft_tsds.studies.targeted import CONTENDERS, SHARES, Labelled, Target, measure
+from deft_tsds.studies.gradients import GradientsOf
+from deft_tsds.studies.labelled_text import LabelledText, read, with_gradients
+from deft_tsds.studies.targeted import CONTENDERS, SHARES, measure
 from deft_tsds.studies.targeted_table import summarize, write_tables
 
 LESS = Gradients(dimension=512, epochs=2, learning_rate=1e-2, lora=Lora(rank=8), at_once=32)
@@ -58,18 +54,6 @@ class Settings:
     """The one seed of the run."""
 
 
-def read(settings: Settings, name: str, *, group_field: str) -> tuple[Examples, Labelled]:
-    """A file of the data, and its rows with their embeddings."""
-    path = settings.data / f"{name}.jsonl.gz"
-    rows = read_examples(path, input_field="text", target_field="label", group_field=group_field, name=name)
-    if settings.embeddings is not None:
-        embeddings_NxD = read_embeddings(settings.embeddings / f"{name}.npy", rows=len(rows), name=name)
-    else:
-        encoder = SentenceTransformers(settings.model)
-        embeddings_NxD = write_store(settings.out / "embeddings" / name, rows.inputs, encoder)[:]
-    return rows, Labelled(rows.inputs, np.array(rows.targets), np.array(rows.groups), np.asarray(embeddings_NxD))
-
-
 def main(settings: Settings) -> None:
     """Fill in what is missing, and show the tables."""
     unknown = sorted({*settings.selectors} - {*CONTENDERS})
@@ -77,18 +61,11 @@ def main(settings: Settings) -> None:
         raise ValueError(f"selectors has {', '.join(unknown)}: choose among {', '.join(CONTENDERS)}.")
     contenders = {name: CONTENDERS[name] for name in settings.selectors}
     run = Run(settings.out, settings.seed)
-    texts, pool = read(settings, "domain_pool", group_field="dataset")
-    targets, queries = [], {}
-    for name in settings.targets:
-        examples, rows = read(settings, f"domain_target_{name}", group_field="split")
-        queries[name] = examples.take(np.flatnonzero(rows.groups == "query"))
-        targets.append(Target(name, rows.take(rows.groups == "query"), rows.take(rows.groups == "test")))
+    encoder = SentenceTransformers(settings.model)
+    texts = read(LabelledText(settings.data, settings.targets, encoder, settings.embeddings), run)
     if any(contender.sees == "gradients" for contender in contenders.values()):
-        folder = make_gradients(settings.gradients, texts, queries, run=run, stage="gradients").folder
-        pool = replace(pool, gradients_NxG=open_store(folder / "pool").array())
-        for place, target in enumerate(targets):
-            seen = replace(target.queries, gradients_NxG=open_store(folder / target.name).array())
-            targets[place] = replace(target, queries=seen)
+        texts = with_gradients(texts, settings.gradients, run)
+    pool, targets = texts.pool, texts.targets
     stages = measure(pool, targets, run, contenders=contenders, shares=settings.shares, seeds=settings.seeds)
     text = write_tables(summarize(pool, targets, stages), settings.out)
     console.print(text, markup=False, soft_wrap=True)

@@ -7,6 +7,8 @@ labels, choose from it. Of each choice are measured
 - **distinct**: the share that is left when rows with the same words, case and punctuation aside, count once;
 - **near_duplicates**: the share of rows with another chosen row at a cosine of 0.95 or more;
 - **classes**: exp of the entropy of the labels of the rows from the own data set, over the number of labels;
+- **originals** and **repeated**, where rows are known to be copies of others: how many rows are left when copies of the
+  same row count once, and the share of the choice that this leaves out;
 - **macro_f1** of a logistic probe on the embeddings of these rows and their labels, on the target's test rows.
 
 Each selector on each target is a stage of a run folder (`deft_tsds.runs`): a study that was killed goes on where it
@@ -16,22 +18,20 @@ stopped. `deft_tsds.studies.targeted_table` makes the tables.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from deft_tsds import config as cfg
-from deft_tsds.build import selector as build_selector
 from deft_tsds.data.ngrams import NgramCounts, words_of
 from deft_tsds.report.composition import near_duplicate_share
 from deft_tsds.runs import Run, Stage, atomic_write, plain, stage_key, track
-from deft_tsds.sampling import sample
-from deft_tsds.selection import Pool, Selection, select
+from deft_tsds.selection import Pool
 from deft_tsds.selectors import (
     DSIR,
     LESS,
@@ -43,14 +43,10 @@ from deft_tsds.selectors import (
     Random,
     RoundRobin,
     ShortlistDEFT,
-    Transport,
     UnbalancedTransport,
-    table,
 )
-from deft_tsds.selectors.dsir import gumbel_top_k
+from deft_tsds.studies.chooser import Chooser, Contender
 from deft_tsds.studies.probe import predict
-from deft_tsds.studies.side_by_side import SideBySide
-from deft_tsds.transport.problem import Plan
 
 SHARES = (0.005, 0.01, 0.05)
 
@@ -66,6 +62,7 @@ class Labelled:
         embeddings_NxD: float32, rows of unit length.
         gradients_NxG: float32, what a step on each text with its label would do to a model (`deft_tsds.gradients`);
             None where no contender sees it.
+        origins_N: int64, rows of the same number are copies of one another; None where nobody knows of copies.
     """
 
     texts: tuple[str, ...]
@@ -73,6 +70,7 @@ class Labelled:
     groups: np.ndarray
     embeddings_NxD: np.ndarray
     gradients_NxG: np.ndarray | None = None
+    origins_N: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -85,13 +83,17 @@ class Labelled:
         numbers = np.arange(len(self.texts))[rows]
         texts = tuple(self.texts[row] for row in numbers.tolist())
         gradients = None if self.gradients_NxG is None else self.gradients_NxG[numbers]
-        return Labelled(texts, self.labels[numbers], self.groups[numbers], self.embeddings_NxD[numbers], gradients)
+        origins = None if self.origins_N is None else self.origins_N[numbers]
+        embeddings_NxD = self.embeddings_NxD[numbers]
+        return Labelled(texts, self.labels[numbers], self.groups[numbers], embeddings_NxD, gradients, origins)
 
     def fingerprint(self) -> str:
         """SHA-256 of everything in it but the gradients."""
         digest = hashlib.sha256(np.ascontiguousarray(self.embeddings_NxD).data)
         for column in (self.texts, self.labels.tolist(), self.groups.tolist()):
             digest.update("\0".join(column).encode("utf-8", "surrogatepass"))
+        if self.origins_N is not None:
+            digest.update(np.ascontiguousarray(self.origins_N).data)
         return digest.hexdigest()
 
 
@@ -102,27 +104,6 @@ class Target:
     name: str
     queries: Labelled
     test: Labelled
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """A selector as it enters the table."""
-
-    selector: Any
-    """A selector, or the section of a config that describes one."""
-    size: float | None = None
-    """TSDS only: the effective size of the plan, in budgets."""
-    sees: Literal["embeddings", "counts", "gradients"] = "embeddings"
-    """What it sees of the texts; "counts" are those of n-grams. With "gradients" it sees the labels of the queries as
-    their subtasks too."""
-    seeds: int | None = None
-    """How often it is measured, where that is not all seeds."""
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the key decides anything."""
-        deterministic = {entry.selector.__name__ for entry in table() if entry.deterministic}
-        return type(self.selector).__name__ not in deterministic
 
 
 OBJECTIVE = {"align": cfg.Weighted(1.0, "transport_cost"), "kde": cfg.Weighted(0.5, "kde_repulsion")}
@@ -162,20 +143,33 @@ def measure(
     contenders: Mapping[str, Contender] = CONTENDERS,
     shares: Sequence[float] = SHARES,
     seeds: int = 5,
+    shares_of: int | None = None,
+    queries: int | None = None,
 ) -> dict[tuple[str, str], Stage]:
     """Measure every contender on every target, going on from whatever an earlier call has finished.
 
     A contender that draws is measured in each seed, the others once. The stages hold the predictions of the probe on
     the test rows (`predictions.npy`, [cells, T]), and `results["cells"]` says for each cell its share, budget, seed,
-    the number of rows that the probe was trained on, and its `measures`; or, where the selector cannot meet the
-    budget, its own words for that as a `note`.
+    the number of rows that the probe was trained on, its `measures`, and of a transport plan under `plan` how many
+    candidates a query reaches on average and how many equally likely ones it is as diverse as; or, where the selector
+    cannot meet the budget, its own words for that as a `note`.
+
+    Args:
+        pool, targets: what there is to choose from, and for whom.
+        run: where the stages are kept.
+        contenders: the rows of the table.
+        shares: the budgets, as parts of `shares_of` rows.
+        seeds: how often a contender that draws is measured.
+        shares_of: by default the size of the pool.
+        queries: each seed sees so many of the queries, drawn at random, and every contender is measured in each seed;
+            None shows all of them.
 
     Returns:
         The stages by (contender, target).
 
     Raises:
-        ValueError: a share outside (0, 1], no seeds, a target without rows in the pool, or a contender that sees
-            gradients where there are none.
+        ValueError: a share outside (0, 1], no seeds, a target without rows in the pool or with fewer than `queries`
+            queries, or a contender that sees gradients where there are none.
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; it must be at least 1.")
@@ -185,28 +179,36 @@ def measure(
     for target in targets:
         if target.name not in pool.groups:
             raise ValueError(f"the pool has no row of the target {target.name!r}: give its rows that group.")
+        if queries is not None and not 1 <= queries <= len(target.queries.texts):
+            raise ValueError(f"queries is {queries}, and {target.name!r} has {len(target.queries.texts)} of them.")
     blind = [name for name, contender in contenders.items() if contender.sees == "gradients"]
     if blind and any(rows.gradients_NxG is None for rows in (pool, *(target.queries for target in targets))):
         raise ValueError(f"{', '.join(blind)} see gradients: give pool and queries some, or leave these out.")
-    features = _Features(pool)
+    features = Features(pool)
     found = {}
+    budgets = {share: max(1, round(share * (shares_of or len(pool.texts)))) for share in shares}
     steps = [(target, name) for target in targets for name in contenders]
     for target, name in track(steps, "targets x selectors"):
-        found[name, target.name] = _stage(run, features, target, name, contenders[name], shares, seeds)
+        found[name, target.name] = _stage(run, features, target, name, contenders[name], budgets, seeds, queries)
     return found
 
 
-class _Features:
+class Features:
     """What selectors see of the pool; n-grams are counted when the first selector asks for them."""
 
     def __init__(self, pool: Labelled):
-        self.pool, self.fingerprint = pool, pool.fingerprint()
+        self.pool = pool
 
-    @cached_property
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pool."""
+        return self.pool.fingerprint()
+
+    @functools.cached_property
     def _counts(self) -> NgramCounts:
         return NgramCounts(self.pool.texts)
 
-    @cached_property
+    @functools.cached_property
     def gradients(self) -> str:
         """SHA-256 of the gradients of the pool."""
         return _array_hash(self.pool.gradients_NxG)
@@ -223,27 +225,36 @@ class _Features:
 
 def _stage(
     run: Run,
-    features: _Features,
+    features: Features,
     target: Target,
     name: str,
     contender: Contender,
-    shares: Sequence[float],
+    budgets: Mapping[float, int],
     seeds: int,
+    queries: int | None,
 ) -> Stage:
     pool = features.pool
-    wanted = 1 if not contender.drawn else min(seeds, contender.seeds or seeds)
+    wanted = min(seeds, contender.seeds or seeds) if contender.drawn or queries is not None else 1
     if isinstance(contender.selector, Full):  # it has one budget
-        shares = (1.0,)
-    budgets = {share: max(1, round(share * len(pool.texts))) for share in shares}
+        budgets = {1.0: len(pool.texts)}
+
+    @functools.cache
+    def chooser_for(draw: int) -> Chooser:
+        if queries is None:
+            return Chooser(contender, features.of(target, contender.sees))
+        key = stage_key(run.seed, "queries", target.name, str(draw))
+        seen = np.sort(np.asarray(jax.random.permutation(key, len(target.queries.texts)))[:queries])
+        few = dataclasses.replace(target, queries=target.queries.take(seen))
+        return Chooser(contender, features.of(few, contender.sees))
 
     def work(folder: Path) -> Mapping[str, Any]:
-        chooser = _Chooser(contender, features.of(target, contender.sees))
         cells, predictions = [], []
         for share, budget in budgets.items():
             for seed in range(wanted):
                 cell: dict[str, Any] = {"share": share, "budget": budget, "seed": seed}
                 # A key knows of no contender: all draw by the same chances.
                 key = stage_key(run.seed, "targeted", target.name, str(seed))
+                chooser = chooser_for(0 if queries is None else seed)
                 try:
                     rows = chooser(budget, key)
                 except ValueError as error:
@@ -252,7 +263,8 @@ def _stage(
                 own = rows[pool.groups[rows] == target.name]
                 predictions.append(predict(pool.embeddings_NxD[own], pool.labels[own], target.test.embeddings_NxD))
                 measures = _measures(pool, target.name, rows, own, key)
-                cells.append(cell | {"trained_on": len(own), "measures": measures})
+                plan = chooser.plan_facts(budget)
+                cells.append(cell | {"trained_on": len(own), "measures": measures} | ({"plan": plan} if plan else {}))
         with atomic_write(folder / "predictions.npy") as temporary, temporary.open("wb") as file:
             np.save(file, np.array(predictions, dtype=np.str_), allow_pickle=False)
         return {"cells": cells}
@@ -261,8 +273,9 @@ def _stage(
         "selector": plain(contender.selector),
         "size": contender.size,
         "sees": contender.sees,
-        "shares": shares,
+        "budgets": {str(share): budget for share, budget in budgets.items()},
         "seeds": wanted,
+        "queries_seen": queries,
         "pool": features.fingerprint,
         "queries": target.queries.fingerprint(),
         "test": target.test.fingerprint(),
@@ -272,65 +285,15 @@ def _stage(
     return run.do(f"cells/{target.name}/{name}", work, settings=settings)
 
 
-class _Chooser:
-    """Rows by budget and key. What knows neither is made once, and then drawn from as the selectors themselves do: the
-    plans of TSDS and Transport, and the weights of DSIR."""
-
-    def __init__(self, contender: Contender, pool: Pool):
-        self._pool, self._size = pool, contender.size
-        self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
-        self._plans: dict[int | None, Plan] = {}
-        self._log_weights_N: np.ndarray | None = None
-
-    def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
-        """int64 [budget], ascending."""
-        selector = self._selector
-        if isinstance(selector, (TSDS, Transport)):
-            of_budget = self._size is not None or getattr(selector, "alpha", None) == "auto"
-            planned = budget if of_budget else None
-            if planned not in self._plans:
-                self._plans[planned] = self._plan(selector, planned)
-            return np.sort(sample(self._plans[planned].probabilities(), budget, key=key))
-        if isinstance(selector, DSIR) and selector.draw:
-            if self._log_weights_N is None:
-                everything = self._select(dataclasses.replace(selector, draw=False), len(self._pool), key)
-                self._log_weights_N = np.array([reason["log_weight"] for reason in everything.reasons])
-            return gumbel_top_k(self._log_weights_N, budget, key)
-        return self._select(selector, budget, key).indices
-
-    def _select(self, selector: Any, budget: int, key: jax.Array) -> Selection:
-        pool = self._pool
-        return select(
-            pool.embeddings_NxD,
-            pool.queries_MxD,
-            selector=selector,
-            budget=budget,
-            key=key,
-            query_groups=pool.query_groups_M,
-        )
-
-    def _plan(self, selector: TSDS | Transport, budget: int | None) -> Plan:
-        if isinstance(selector, Transport):
-            embeddings_NxD, queries_MxD = self._pool.embeddings_NxD, np.asarray(self._pool.queries_MxD)
-            return SideBySide(embeddings_NxD, queries_MxD, [selector]).plan(0, np.empty(0, np.int64))[0]
-        if self._size is not None and budget is not None:
-            selector = dataclasses.replace(selector, effective_size=self._size * budget)
-        return selector.plan(self._pool, budget)[1]
-
-
 def _array_hash(array: np.ndarray | None) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _no_columns() -> Any:
-    raise ValueError("objectives of this table know no columns of the examples: leave such terms out.")
 
 
 def _measures(pool: Labelled, name: str, rows: np.ndarray, own: np.ndarray, key: jax.Array) -> dict[str, float]:
     """What can be said of a choice before anything is trained on it."""
     counts = np.unique(pool.labels[own], return_counts=True)[1]
     shares = counts / max(counts.sum(), 1)
-    return {
+    found = {
         "own": len(own) / len(rows),
         "distinct": len({words_of(pool.texts[row]) for row in rows.tolist()}) / len(rows),
         "near_duplicates": near_duplicate_share(pool.embeddings_NxD, rows, key=key),
@@ -338,3 +301,7 @@ def _measures(pool: Labelled, name: str, rows: np.ndarray, own: np.ndarray, key:
         if len(own)
         else 0.0,
     }
+    if pool.origins_N is not None:
+        originals = len(np.unique(pool.origins_N[rows]))
+        found |= {"originals": originals, "repeated": 1 - originals / len(rows)}
+    return found
