@@ -427,8 +427,10 @@ class Pipeline:
                 description=name,
                 **self._recipe(len(pairs[0])),
             )
-            parts = zip(runs, models, chosen, pairs, trained, strict=True)
-            return {run: self._keep(folder / run, *rest) for run, *rest in parts}
+            return {
+                run: self._keep(folder / run, models[place], chosen[place], pairs[place], trained[place])
+                for place, run in enumerate(runs)
+            }
 
         settings = self._training_settings | {"replicates": len(runs)}
         stage = self.run.do(name, work, settings=settings, upstream=[*selected, self.tokenizer])

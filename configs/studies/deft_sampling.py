@@ -9,36 +9,22 @@ Asset (46.8 against 44.7) and IteraTeR clarity (61.8 against 61.3), level on flu
 against 80.2).
 """
 
+import dataclasses
 from pathlib import Path
 
-from deft_tsds.config import Arm, Evaluate, Experiment, Files, Source, Train
+from deft_tsds.config import Arm, Experiment, load
 from deft_tsds.selectors import DEFT, Full, Random
 from deft_tsds.studies.contrasts import Contrasts
 
-SHARED = "../shared"
-TESTS = ("asset", "turk", "jfleg", "cweb_g", "wikisplit", "wikifuse", "wnc", "iterater_r3")
 SIZE = 0.325
 
-
-def test_set(name: str) -> Source:
-    path = f"{SHARED}/data/edit/edit_test_{name}.jsonl.gz"
-    fields = {"group_field": "task", "instruction_field": "instruction"}
-    return Source(path, target_field=None, references_field="references", **fields)
+editing, _ = load(Path(__file__).parents[1] / "editing.py")
 
 
 def fine_tuned(arms: dict[str, Arm]) -> Experiment:
     """t5-nano fine-tuned on what each arm chooses of the editing pool."""
-    pool = Source(
-        f"{SHARED}/data/edit/edit_train_pool.jsonl.gz", group_field="subtask", instruction_field="instruction"
-    )
-    return Experiment(
-        data=Files(pool=pool, tests={name: test_set(name) for name in TESTS}),
-        arms=arms,
-        model=f"{SHARED}/models/t5-nano",
-        train=Train(steps=500, batch_size=32, learning_rate=1e-3, max_input_tokens=96, max_target_tokens=96),
-        evaluate=Evaluate(max_new_tokens=96),
-        replicates=5,
-    )
+    data, train = dataclasses.replace(editing.data, queries=None), dataclasses.replace(editing.train, side_by_side=True)
+    return dataclasses.replace(editing, data=data, arms=arms, train=train, replicates=5)
 
 
 config = Contrasts(
