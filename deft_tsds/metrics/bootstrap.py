@@ -1,4 +1,8 @@
-"""Percentile bootstrap intervals for any metric: resample test examples and, if there are several, training seeds."""
+"""Percentile intervals for any metric, from resampled test examples and, if there are several, training seeds.
+
+A bootstrap of S seeds would take their part of the variance for (S - 1) / S of what it is, and its tails for normal
+ones. So seeds get random weights instead, under which their mean varies as Student's distribution of S - 1 degrees says.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,6 @@ def bootstrap(
     metric: Metric, statistics: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int
 ) -> Interval:
     """The score of a test set, averaged over seeds, with a percentile bootstrap interval.
-
-    With the two or three seeds of a usual study the seeds' part of the variance comes out too small by the factor
-    (S - 1) / S: read such an interval as a lower bound on the uncertainty.
 
     Args:
         metric: the metric that the statistics belong to.
@@ -70,9 +71,11 @@ def resampled_scores(
 ) -> list[np.ndarray]:
     """Bootstrap resamples of the score of each arm, paired: resample r draws the same test examples for all arms.
 
-    One resample draws the n test examples with replacement, the same ones for every arm and seed, and the S seeds of
-    each arm with replacement; its score is the mean over the drawn seeds of score(c @ statistics_s), c_i the number of
-    times that example i was drawn.
+    One resample draws the n test examples with replacement, the same ones for every arm and seed. Its score is the
+    weighted mean over an arm's S seeds of score(c @ statistics_s), c_i the number of times that example i was drawn.
+    Seed s has the weight 1/S + t_s - mean(t), t_s = z_s / sqrt(S chi2), z_s normal and chi2 of S - 1 degrees of freedom:
+    so weighted, the mean of S numbers is off their plain mean by Student's t times its standard error. Arms of as many
+    seeds have the same weights, which pairs them by seed, and they are the same for every test set.
 
     Args:
         metric: the metric that the statistics belong to.
@@ -87,9 +90,17 @@ def resampled_scores(
         ValueError: wrong rank, no example, arms with different numbers of examples, fewer than one resample.
     """
     runs, rng = _together(arms, resamples), np.random.default_rng(seed)
-    seeds = [rng.integers(len(arm_runs), size=(resamples, len(arm_runs))) for arm_runs in runs]
+    weights = {seeds: _seed_weights(rng, resamples, seeds) for seeds in dict.fromkeys(map(len, runs))}
     scores = _scores(metric, runs, resamples, rng)
-    return [np.take_along_axis(of_arm, drawn, axis=1).mean(1) for of_arm, drawn in zip(scores, seeds, strict=True)]
+    return [np.sum(weights[len(arm_runs)] * of_arm, axis=1) for arm_runs, of_arm in zip(runs, scores, strict=True)]
+
+
+def _seed_weights(rng: np.random.Generator, resamples: int, seeds: int) -> np.ndarray:
+    """As `resampled_scores` describes them, float64 [R, S]."""
+    if seeds == 1:
+        return np.ones((resamples, 1))
+    t_RxS = rng.standard_normal((resamples, seeds)) / np.sqrt(seeds * rng.chisquare(seeds - 1, (resamples, 1)))
+    return 1 / seeds + t_RxS - t_RxS.mean(axis=1, keepdims=True)
 
 
 def resampled_runs(

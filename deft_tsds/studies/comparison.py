@@ -3,7 +3,7 @@
 A row of the table is a contender (`studies.targeted`) under a condition (`studies.conditions`), measured by its choice
 and by the probe that learns from it. All rows are scored on the same resampled test rows, so that a difference between
 any two of them is paired. The same budgets hold under all conditions. Scores have the intervals of
-`studies.targeted_table`, whose bootstrap draws the seeds too: of two or three they come out too narrow.
+`studies.targeted_table`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables of a study of targeted selection: means, intervals, and differences to random and to every other row.
 
-The intervals of macro-F1 are bootstraps over test rows and, for selectors that draw, over seeds
+The intervals of macro-F1 know of test rows and, for selectors that draw, of seeds
 (`deft_tsds.metrics.bootstrap`): every row of the table gets the same kind, whether its selector draws or not, and a
 difference compares both sides on the same resampled test rows. Means over targets resample each test set by itself.
 """
