@@ -1,7 +1,7 @@
 """Percentile intervals for any metric, from resampled test examples and, if there are several, training seeds.
 
 A bootstrap of S seeds would take their part of the variance for (S - 1) / S of what it is, and its tails for normal
-ones. So seeds get random weights instead, under which their mean varies as Student's distribution of S - 1 degrees says.
+ones. So seeds get random weights instead, under which their mean varies as Student's distribution says.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def resampled_scores(
 
     One resample draws the n test examples with replacement, the same ones for every arm and seed. Its score is the
     weighted mean over an arm's S seeds of score(c @ statistics_s), c_i the number of times that example i was drawn.
-    Seed s has the weight 1/S + t_s - mean(t), t_s = z_s / sqrt(S chi2), z_s normal and chi2 of S - 1 degrees of freedom:
-    so weighted, the mean of S numbers is off their plain mean by Student's t times its standard error. Arms of as many
+    Seed s has the weight 1/S + t_s - mean(t), t_s = z_s / sqrt(S chi2), z_s normal and chi2 of S - 1 degrees: so
+    weighted, the mean of S numbers is off their plain mean by Student's t times its standard error. Arms of as many
     seeds have the same weights, which pairs them by seed, and they are the same for every test set.
 
     Args:
