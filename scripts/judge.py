@@ -22,13 +22,13 @@ from rich.table import Table
 
 from deft_tsds.cli import plain_errors
 from deft_tsds.data.examples import read_examples
+from deft_tsds.judging.collecting import read_answers, results, rows, unblind
+from deft_tsds.judging.making import QUESTIONS, Question, Study, make
+from deft_tsds.judging.power import items_needed
+from deft_tsds.judging.written import from_files, from_run
 from deft_tsds.report.annotate import write_study
 from deft_tsds.report.judged import kappa, notes, share, write_judged
 from deft_tsds.runs import console, write_json, write_jsonl
-from deft_tsds.studies.judging import QUESTIONS, Question, Study, make
-from deft_tsds.studies.judgments import read_answers, results, rows, unblind
-from deft_tsds.studies.power import items_needed
-from deft_tsds.studies.written import from_files, from_run
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from deft_tsds.studies.agreement import Kappa, agreement, cohen_kappa, fleiss_kappa
-from deft_tsds.studies.clustered import clustered_mean
-from deft_tsds.studies.power import items_needed, moments, power
+from deft_tsds.judging.agreement import Kappa, agreement, cohen_kappa, fleiss_kappa
+from deft_tsds.judging.clustered import clustered_mean
+from deft_tsds.judging.power import items_needed, moments, power
 
 # Fleiss (1971), as it is often reprinted: ten subjects, fourteen raters, five categories.
 PUBLISHED = np.array(

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from test_agreement import simulated
 
 from deft_tsds.data.examples import Examples
+from deft_tsds.judging.assignment import assign, balanced_sides
+from deft_tsds.judging.collecting import read_answers, results, rows, sentence, unblind
+from deft_tsds.judging.making import QUESTIONS, Question, Study, make
+from deft_tsds.judging.written import Written, from_files, from_run, read_predictions
 from deft_tsds.report.annotate import annotation_page, write_study
 from deft_tsds.report.judged import notes, write_judged
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
-from deft_tsds.studies.assignment import assign, balanced_sides
-from deft_tsds.studies.judging import QUESTIONS, Question, Study, make
-from deft_tsds.studies.judgments import read_answers, results, rows, sentence, unblind
-from deft_tsds.studies.written import Written, from_files, from_run, read_predictions
 
 HOSTILE = "</script><script>alert(1)</script> <!-- \u202eright to left\u202c {{ 7 * 7 }} & \x00 \x1b"
 

@@ -14,11 +14,11 @@ from chromium import opened
 from test_agreement import simulated
 from test_judge import HOSTILE, side, written
 
+from deft_tsds.judging.collecting import read_answers, results
+from deft_tsds.judging.making import QUESTIONS, Item, Question, Study, make
+from deft_tsds.judging.written import Written
 from deft_tsds.report.annotate import write_study
 from deft_tsds.report.judged import write_judged
-from deft_tsds.studies.judging import QUESTIONS, Item, Question, Study, make
-from deft_tsds.studies.judgments import read_answers, results
-from deft_tsds.studies.written import Written
 
 TEN_KB = "x" * 10_000
 

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from deft_tsds.judging.making import Study
 from deft_tsds.report import shell
 from deft_tsds.runs import atomic_write
-from deft_tsds.studies.judging import Study
 
 KEYS = {"yes": "y", "no": "n", "a": "a", "tie": "t", "b": "b"}
 """The key of each answer."""

@@ -15,7 +15,7 @@ MOST_SHOWN = 50
 
 
 def write_judged(found: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
-    """Write the page of what `deft_tsds.studies.judgments.results` returned; `command` is what made it."""
+    """Write the page of what `deft_tsds.judging.collecting.results` returned; `command` is what made it."""
     page = shell.render(
         "judged.html",
         filters={"share": share, "kappa": kappa, "said": said},

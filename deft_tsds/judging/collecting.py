@@ -1,7 +1,7 @@
 """What people said of two systems: answers read and checked, sides turned back to systems, and what follows from them.
 
 An item counts once, whatever its number of judges: its score is their mean. Intervals are over examples (see
-`deft_tsds.studies.clustered`); they speak for these raters, whose number is always too small to speak for others.
+`deft_tsds.judging.clustered`); they speak for these raters, whose number is always too small to speak for others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds.studies.agreement import agreement
-from deft_tsds.studies.clustered import clustered_mean, unanimous
-from deft_tsds.studies.judging import Item, Study
+from deft_tsds.judging.agreement import agreement
+from deft_tsds.judging.clustered import clustered_mean, unanimous
+from deft_tsds.judging.making import Item, Study
 
 Answers = Mapping[str, Mapping[str, str]]
 """What one rater said: by item, by field, as in the file that the page exports."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deft_tsds.studies.clustered import cluster_weights, ends, unanimous
+from deft_tsds.judging.clustered import cluster_weights, ends, unanimous
 
 
 class Kappa(NamedTuple):

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deft_tsds.judging.assignment import assign, balanced_sides
+from deft_tsds.judging.written import Written
 from deft_tsds.runs import plain, read_json, read_jsonl, write_json, write_jsonl
-from deft_tsds.studies.assignment import assign, balanced_sides
-from deft_tsds.studies.written import Written
 
 LEAST_WORDS = 6
 """Different words that an input needs for its reverse to be no text."""

@@ -1,0 +1,1 @@
+"""Human evaluation: blind pages for raters, and what their answers show."""
