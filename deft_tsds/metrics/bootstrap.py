@@ -92,7 +92,8 @@ def resampled_scores(
     runs, rng = _together(arms, resamples), np.random.default_rng(seed)
     weights = {seeds: _seed_weights(rng, resamples, seeds) for seeds in dict.fromkeys(map(len, runs))}
     scores = _scores(metric, runs, resamples, rng)
-    return [np.sum(weights[len(arm_runs)] * of_arm, axis=1) for arm_runs, of_arm in zip(runs, scores, strict=True)]
+    means = [np.sum(weights[len(arm_runs)] * of_arm, axis=1) for arm_runs, of_arm in zip(runs, scores, strict=True)]
+    return [np.clip(mean_R, 0, 100) for mean_R in means]  # no score lies outside, however little two seeds may tell
 
 
 def _seed_weights(rng: np.random.Generator, resamples: int, seeds: int) -> np.ndarray:
