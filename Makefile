@@ -2,8 +2,10 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# The public names, and the modules beside them whose names users write in configs and notebooks.
+DOCUMENTED := deft_tsds $(addprefix deft_tsds., transport.terms config data metrics t5 training.finetune studies.contract)
 
-.PHONY: demo test check notebooks clean
+.PHONY: demo test check audit fuzz notebooks docs clean
 
 demo: .venv/ready
 	$(BIN)/python scripts/run.py configs/demo.py --workdir runs/demo
@@ -16,9 +18,22 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Asks the advisory database of PyPI about every installed version; it needs the network.
+audit: .venv/ready
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | \
+	  $(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
+
+fuzz: .venv/ready-test
+	$(BIN)/python benchmarks/fuzz.py --minutes 60 --keep-going True
+
 # Runs them and keeps the outputs; what is read and changed is the .py of each.
 notebooks: .venv/ready-test
 	cd notebooks && ../$(BIN)/jupytext --to ipynb --execute *.py
+
+# The API reference, from the docstrings: docs/api/index.html.
+docs: .venv/ready-dev
+	$(BIN)/pdoc $(DOCUMENTED) --docformat google --output-directory docs/api
 
 clean:
 	rm -rf runs/demo

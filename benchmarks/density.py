@@ -54,7 +54,7 @@ def ours(points: str, bandwidth: float, pool: int | None) -> Callable[[], Any]:
     """`dt.kernel_density` of an array in memory."""
     from deft_tsds import kernel_density
 
-    x = np.load(points)
+    x = np.load(points, allow_pickle=False)
     if pool is None:
         return lambda: kernel_density(x, bandwidth=bandwidth)
     return lambda: kernel_density(x[:pool], bandwidth=bandwidth, pool=x)
@@ -62,7 +62,7 @@ def ours(points: str, bandwidth: float, pool: int | None) -> Callable[[], Any]:
 
 def plain(points: str, bandwidth: float, pool: int | None) -> Callable[[], Any]:
     """All pairs, each once where the matrix of pairs is symmetric; two more columns hold the norms."""
-    x = np.load(points)
+    x = np.load(points, allow_pickle=False)
     h2, tile = bandwidth**2, 2048
 
     def density() -> np.ndarray:
@@ -89,7 +89,7 @@ def published(points: str, bandwidth: float, pool: int | None) -> Callable[[], A
     """The density phase of TSDS as published, over the points themselves."""
     from reference import reference_density
 
-    x = np.load(points)[:pool]
+    x = np.load(points, allow_pickle=False)[:pool]
     return lambda: reference_density(x, bandwidth)
 
 
@@ -105,10 +105,10 @@ def main(settings: Settings) -> None:
     flops = gemm_flops()
     peers = {"plain": settings.plain, "published": settings.peer}
     table = []
-    sizes = settings.sizes if settings.npy is None else (len(np.load(settings.npy, mmap_mode="r")),)
+    sizes = settings.sizes if settings.npy is None else (len(np.load(settings.npy, mmap_mode="r", allow_pickle=False)),)
     for n in sizes:
         path = settings.npy or clustered(n, settings.dimensions, clusters=settings.clusters)
-        points = np.load(path, mmap_mode="r")
+        points = np.load(path, mmap_mode="r", allow_pickle=False)
         for bandwidth in settings.bandwidths:
             timed = [name for name, wanted in peers.items() if wanted and n <= settings.peer_limit]
             case = {"points": str(path), "bandwidth": bandwidth, "pool": settings.pool}

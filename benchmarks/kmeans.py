@@ -48,7 +48,7 @@ def ours_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
 
     from deft_tsds import kmeans
 
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     options: dict[str, Any] = {"init": _start(points, k), "tolerance": 0, "max_iterations": iterations}
     return lambda: kmeans(points, k, key=jax.random.key(0), **options)
 
@@ -56,7 +56,7 @@ def ours_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
 def sklearn_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
     from sklearn.cluster import KMeans
 
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     options: dict[str, Any] = {"init": _start(points, k), "n_init": 1}
     model = KMeans(k, tol=0, max_iter=iterations, algorithm="lloyd", **options)
     return lambda: model.fit(points)
@@ -65,7 +65,7 @@ def sklearn_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
 def faiss_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
     import faiss
 
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     start = _start(points, k)
 
     def call():
@@ -83,7 +83,7 @@ def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
     import jax
 
     module = importlib.import_module("deft_tsds.geometry.kmeans")
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     matrix = module._on_device(points, module._Frame.of(points, False))
     squares, _ = module.programs.moments(matrix)
     return lambda: module.programs.plus_plus(jax.random.key(0), 0, matrix, squares, len(points), k).block_until_ready()
@@ -92,7 +92,7 @@ def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
 def sklearn_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
     from sklearn.cluster import kmeans_plusplus
 
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     return lambda: kmeans_plusplus(points, few, random_state=0, n_local_trials=trials)
 
 
@@ -101,14 +101,16 @@ def ours_fit(path: str, k: int, batch_size: int | None = None) -> Callable[[], A
 
     from deft_tsds import kmeans
 
-    points = np.load(path) if batch_size is None else np.load(path, mmap_mode="r")
+    points = (
+        np.load(path, allow_pickle=False) if batch_size is None else np.load(path, mmap_mode="r", allow_pickle=False)
+    )
     return lambda: kmeans(points, k, key=jax.random.key(0), batch_size=batch_size)
 
 
 def sklearn_fit(path: str, k: int, batch_size: int | None = None) -> Callable[[], Any]:
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
-    points = np.load(path)
+    points = np.load(path, allow_pickle=False)
     options: dict[str, Any] = {"n_init": 1, "random_state": 0}
     if batch_size is None:
         model = KMeans(k, algorithm="lloyd", **options)

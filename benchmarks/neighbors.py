@@ -40,7 +40,7 @@ def ours(candidates: str, queries: str, k: int) -> Callable[[], Any]:
     """`dt.nearest_neighbors` on a memory-map."""
     from deft_tsds import nearest_neighbors
 
-    x, q = np.load(candidates, mmap_mode="r"), np.load(queries)
+    x, q = np.load(candidates, mmap_mode="r", allow_pickle=False), np.load(queries, allow_pickle=False)
     np.asarray(x[::64]).sum()  # the file into the page cache, as far as it is not there
     return lambda: nearest_neighbors(q, x, k)
 
@@ -49,7 +49,7 @@ def faiss_flat(candidates: str, queries: str, k: int) -> Callable[[], Any]:
     """`IndexFlatL2`: exact up to float32 rounding; building it (a copy) is not timed."""
     import faiss
 
-    x, q = np.load(candidates), np.load(queries)
+    x, q = np.load(candidates, allow_pickle=False), np.load(queries, allow_pickle=False)
     index = faiss.IndexFlatL2(x.shape[1])
     index.add(x)
     return lambda: index.search(q, k)

@@ -101,8 +101,8 @@ def main(settings: Settings) -> None:
     def done(phase: str) -> None:
         marks.append((phase, time.perf_counter()))
 
-    x = np.load(settings.candidates).astype(np.float32)
-    q = np.load(settings.queries).astype(np.float32)
+    x = np.load(settings.candidates, allow_pickle=False).astype(np.float32)
+    q = np.load(settings.queries, allow_pickle=False).astype(np.float32)
     n = len(x)
     done("load")
     index = ivf_index(x)

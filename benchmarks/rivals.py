@@ -52,7 +52,7 @@ class Settings:
 
 def pool_of(points: str, m: int) -> tuple[np.ndarray, np.ndarray]:
     """The candidates, memory-mapped, and queries that lie near some of them."""
-    candidates = np.load(points, mmap_mode="r")
+    candidates = np.load(points, mmap_mode="r", allow_pickle=False)
     rng = np.random.default_rng(1)
     rows = np.sort(rng.choice(len(candidates), m, replace=False))
     return candidates, candidates[rows] + 0.02 * rng.standard_normal((m, candidates.shape[1]), dtype=np.float32)

@@ -52,7 +52,10 @@ def neighborhoods(settings: Settings, m: int, k: int) -> Any:
     """A problem on the clustered pool."""
     from deft_tsds import Problem
 
-    x, q = (np.load(clustered(n, settings.dimensions, seed=s)) for n, s in ((settings.candidates, 0), (m, 1)))
+    x, q = (
+        np.load(clustered(n, settings.dimensions, seed=s), allow_pickle=False)
+        for n, s in ((settings.candidates, 0), (m, 1))
+    )
     return Problem.from_embeddings(x, q, neighbors=k, bandwidth=0.75)
 
 
@@ -116,7 +119,7 @@ def dense(m: int, u: int, costs: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if costs == "random":
         cost_MxU = np.random.default_rng(0).random((m, u))
     else:
-        x, q = (np.load(clustered(n, 64, seed=s)).astype(np.float64) for n, s in ((u, 0), (m, 1)))
+        x, q = (np.load(clustered(n, 64, seed=s), allow_pickle=False).astype(np.float64) for n, s in ((u, 0), (m, 1)))
         squares = (q**2).sum(axis=1)[:, None] - 2 * q @ x.T + (x**2).sum(axis=1)
         cost_MxU = np.sqrt(np.maximum(squares, 0))
     return cost_MxU, np.full(m, 1 / m), np.full(u, 1 / u)

@@ -62,7 +62,10 @@ def neighborhoods(n: int, m: int, d: int, k: int) -> Path:
         from deft_tsds import Problem
 
         problem = Problem.from_embeddings(
-            np.load(clustered(n, d)), np.load(clustered(m, d, seed=1)), neighbors=k, bandwidth=0.75
+            np.load(clustered(n, d), allow_pickle=False),
+            np.load(clustered(m, d, seed=1), allow_pickle=False),
+            neighbors=k,
+            bandwidth=0.75,
         )
         fields = ("costs_MxK", "next_cost_M", "index_MxK", "shortlist_U", "density_U", "query_weights_M")
         temporary = path.with_suffix(f".{os.getpid()}.npz")
@@ -75,7 +78,7 @@ def closed_form(path: str, n: int, alpha: float) -> Callable[[], Any]:
     """`dt.tsds`, from the problem to the plan."""
     from deft_tsds import Problem, tsds
 
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         problem = Problem(**arrays, size=n)
     return lambda: tsds(problem, alpha=alpha)
 
@@ -84,7 +87,7 @@ def events(path: str, n: int, alpha: float) -> Callable[[], Any]:
     """The heap of events of the published algorithm."""
     from reference import event_loop
 
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         indices = arrays["shortlist_U"][arrays["index_MxK"]].astype(np.int64)
         density = arrays["density_U"][arrays["index_MxK"]].astype(np.float64)
         distances = arrays["costs_MxK"].astype(np.float64)
@@ -141,7 +144,7 @@ def ours_whole(candidates: str, queries: str, neighbors: int, budget: int) -> No
     # The two long steps inside `from_embeddings`, timed where it finds them.
     problem.nearest_neighbors = timed("neighbours", problem.nearest_neighbors)
     problem.kernel_density = timed("density", problem.kernel_density)
-    x, q = np.load(candidates, mmap_mode="r"), np.load(queries)
+    x, q = np.load(candidates, mmap_mode="r", allow_pickle=False), np.load(queries, allow_pickle=False)
     found = timed("problem", Problem.from_embeddings)(x, q, neighbors=neighbors, bandwidth=0.75)
     plan = timed("probabilities", tsds)(found)
     timed("draw", sample)(plan.probabilities(), budget, key=jax.random.key(0), replace=True)

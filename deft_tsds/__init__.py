@@ -12,8 +12,10 @@ from deft_tsds.cost import PlanCost, plan_cost
 from deft_tsds.geometry.density import kernel_density
 from deft_tsds.geometry.kmeans import KMeans, kmeans
 from deft_tsds.geometry.neighbors import Neighbors, nearest_neighbors
+from deft_tsds.incremental import reselect
 from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
+from deft_tsds.shards import Shards, open_shards
 from deft_tsds.transport import terms
 from deft_tsds.transport.implicit import Optimum, optimum
 from deft_tsds.transport.knobs import Learned, RidgeProbe, learn_knobs
@@ -40,17 +42,20 @@ __all__ = [
     "Problem",
     "RidgeProbe",
     "Selection",
+    "Shards",
     "Term",
     "__version__",
     "kernel_density",
     "kmeans",
     "learn_knobs",
     "nearest_neighbors",
+    "open_shards",
     "optimum",
     "path_ends",
     "path_plan",
     "plan_cost",
     "relaxed_sample",
+    "reselect",
     "sample",
     "select",
     "selectors",

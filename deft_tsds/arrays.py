@@ -10,8 +10,9 @@ import abc
 import math
 import operator
 import os
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,18 @@ import numpy as np
 BLOCK_BYTES = 64 * 2**20
 """Default size of a temporary block: large enough for full BLAS speed, small enough for any laptop."""
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 # Squared distances between two rows stay below 4 * LARGEST_NORM**2, which float32 can still hold.
 LARGEST_NORM = 1e18
 
 
 class Rows(abc.ABC):
     """A float32 matrix that is read by rows and need not be in memory: what a memory-map is to one file."""
+
+    checked = False
+    """Whether reading a row that `as_matrix` would refuse raises its error, so that no pass is needed to look first."""
 
     @property
     @abc.abstractmethod
@@ -37,13 +44,22 @@ class Rows(abc.ABC):
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Some rows, float32, by a slice or by row numbers in any order."""
 
+    def held(self, rows: slice | np.ndarray) -> np.ndarray | Rows:
+        """Some rows in memory, in no more bytes than they are kept in: to be read again and again."""
+        return self[rows]
+
+    def known_neighbors(self, queries_MxD: np.ndarray, k: int, metric: str) -> Any:
+        """The k nearest of these rows to each query, where they are known without a search; else None."""
+        del queries_MxD, k, metric
+        return None
+
 
 def as_matrix(x: Any, name: str) -> np.ndarray:
     """Check an [N, D] array of real numbers and return it as float32 on the host.
 
     Args:
         x: NumPy array, memory-map, JAX array or nested list, [N, D], real numbers; or `Rows`, such as a `Store`. A
-            float32 memory-map and `Rows` are not copied.
+            float32 memory-map and `Rows` are not copied; a float16 one is (`open_shards` reads it in blocks).
         name: the caller's name of the argument, for the error messages.
 
     Returns:
@@ -55,9 +71,9 @@ def as_matrix(x: Any, name: str) -> np.ndarray:
             `LARGEST_NORM`.
     """
     if isinstance(x, Rows):
-        rows = cast(np.ndarray, x)
-        _check_rows(rows, name)
-        return rows
+        if not x.checked:
+            _check_rows(cast(np.ndarray, x), name)
+        return cast(np.ndarray, x)
     try:
         array = x if isinstance(x, np.ndarray) else np.asarray(x)
     except ValueError as error:
@@ -79,16 +95,23 @@ def as_matrix(x: Any, name: str) -> np.ndarray:
 
 def _check_rows(array: np.ndarray, name: str) -> None:
     for rows in row_blocks(len(array), row_bytes=4 * array.shape[1]):
-        block = np.asarray(array[rows])
-        # A row's sum of squares is finite only if every entry is, so one pass finds both kinds of bad row.
-        with np.errstate(over="ignore", invalid="ignore"):
-            good = np.einsum("nd,nd->n", block, block) <= LARGEST_NORM**2
-        if not good.all():
-            row = int(np.argmin(good))
-            number = rows.start + row
-            if not np.isfinite(block[row]).all():
-                raise ValueError(f"{name}, row {number}, has a NaN or infinite value: repair or drop that row.")
-            raise ValueError(f"{name}, row {number}, has a norm above {LARGEST_NORM:.0e}: scale the rows down.")
+        found = bad_row(np.asarray(array[rows]))
+        if found is not None:
+            row, problem = found
+            raise ValueError(f"{name}, row {rows.start + row}, {problem}")
+
+
+def bad_row(block: np.ndarray) -> tuple[int, str] | None:
+    """The first row that no distance can be taken to, and what is wrong and to be done; None if all are good."""
+    # A row's sum of squares is finite only if every entry is, so one pass finds both kinds of bad row.
+    with np.errstate(over="ignore", invalid="ignore"):
+        good = np.einsum("nd,nd->n", block, block) <= LARGEST_NORM**2
+    if good.all():
+        return None
+    row = int(np.argmin(good))
+    if not np.isfinite(block[row]).all():
+        return row, "has a NaN or infinite value: repair or drop that row."
+    return row, f"has a norm above {LARGEST_NORM:.0e}: scale the rows down."
 
 
 def check_same_width(a: np.ndarray, b: np.ndarray, name_a: str, name_b: str) -> None:
@@ -166,3 +189,19 @@ def row_blocks(n_rows: int, row_bytes: int, budget_bytes: int = BLOCK_BYTES) -> 
     step = max(1, budget_bytes // max(1, row_bytes))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Yield make(item) of each item in order; while the caller works with one, the next is made in a thread.
+
+    So a disk or a network is read while the processors compute, and two results are held at a time.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Made] | None = None
+        for item in items:
+            following = thread.submit(make, item)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()

@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,8 +24,10 @@ from deft_tsds import config as cfg
 from deft_tsds import synthetic
 from deft_tsds.data import columns
 from deft_tsds.data.examples import Examples, read_examples, split_queries
+from deft_tsds.data.sources import pattern_files
 from deft_tsds.embed import Encoder
 from deft_tsds.embed.concatenated import Concatenated
+from deft_tsds.embed.files import open_npy
 from deft_tsds.embed.given import Given
 from deft_tsds.embed.lexical import Lexical, LexicalEncoder
 from deft_tsds.embed.sentence_transformers import SentenceTransformers
@@ -112,8 +115,11 @@ def _synthetic_files(data: cfg.Synthetic, folder: Path, key: jax.Array) -> cfg.F
 
 
 def identity(*paths: str | None) -> dict[str, str]:
-    """SHA-256 of each local file or folder, so that a changed one is not mistaken for the old; hub names have none."""
-    named = [path for path in paths if path is not None and Path(path).exists()]
+    """SHA-256 of each local file or folder, so that a changed one is not mistaken for the old; hub names have none.
+
+    A pattern counts as the files that it names."""
+    given = [path for path in paths if path is not None]
+    named = [str(file) for path in given for file in (pattern_files(path) or [path]) if Path(file).exists()]
     return {path: _hash_as_of(Path(path), _stamps(Path(path))) for path in named}
 
 
@@ -154,7 +160,7 @@ def selector_identity(config: Any) -> dict[str, str]:
         if name.endswith(".npy"):
             found |= identity(name)
         elif ":" in name:
-            source = importlib.import_module(name.partition(":")[0]).__file__
+            source = _own_module(name).__file__
             if source is not None:  # a built-in module has no file
                 found[name] = file_hash(Path(source))
     return found
@@ -276,9 +282,9 @@ def _term(name: str, path: str) -> Callable[..., Any]:
 def _column(value: str, option: str, path: str, pool: Callable[[], Examples]) -> np.ndarray:
     if value.endswith(".npy"):
         try:
-            array = np.load(value, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {value} cannot be read ({error}).") from error
+            array = np.array(open_npy(Path(value)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {value} cannot be read ({error}). Save one array with numpy.save.") from error
     else:
         known = columns.COLUMNS
         if ":" not in value and value not in known:
@@ -316,27 +322,49 @@ def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any], pat
 
 
 @functools.cache
+def _announce(name: str) -> None:
+    console.print(f"runs your code: {name}", markup=False, soft_wrap=True)
+
+
 def _own(name: str) -> Any:
-    """What the user's own `module:attribute` is; that it is going to be imported is said once."""
-    console.print(f"importing {name}, named in the config", markup=False)
+    """What the user's own `module:attribute` is; that its code is going to run is said once, before it does."""
+    _announce(name)
     return resolve(name)
 
 
+def _own_module(name: str) -> ModuleType:
+    """The module of the user's own `module:attribute`, as `_own`."""
+    _announce(name)
+    return _module(name)
+
+
 def resolve(name: str) -> Any:
-    """Import `module:attribute`.
+    """Import `module:attribute`. The name must be the user's: from a config or the command line, never out of data.
 
     Raises:
       ValueError: the name has no colon, the module cannot be imported, or it lacks the attribute.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
+    module, attribute = _module(name), name.partition(":")[2]
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        raise ValueError(
+            f"The module {module.__name__!r} has no {attribute!r}, which {name!r} names."
+            f"{f' Did you mean {near[0]!r}?' if near else ''}"
+        )
+    return getattr(module, attribute)
+
+
+def _module(name: str) -> ModuleType:
+    module_name, _, attribute = name.partition(":")
+    parts = [*module_name.split("."), attribute]
+    if not all(part.isidentifier() for part in parts):
         raise ValueError(f"{name!r} must be written as module:function.")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"Cannot import {error.name!r} for {name!r}: set PYTHONPATH to where it lies.") from error
-    except AttributeError as error:
-        raise ValueError(f"The module {module_name!r} has no {attribute!r}.") from error
+    except (ImportError, SyntaxError) as error:
+        raise ValueError(f"Cannot import {module_name!r} for {name!r} ({type(error).__name__}: {error}).") from error
 
 
 def budget(arm: cfg.Arm, pool_size: int, *, name: str) -> int:

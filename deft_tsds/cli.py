@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from deft_tsds import locks, processes, stopping
 from deft_tsds.config import load
 from deft_tsds.evaluate import cell
+from deft_tsds.files import DiskFull
 from deft_tsds.pipeline import Pipeline
 from deft_tsds.runs import console, read_json
 
@@ -34,15 +37,40 @@ def main(work: Callable[[Pipeline], object]) -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """End with one clear line where an input is wrong."""
+    """End with one clear line where an input is wrong, the disk is full, or the process was told to stop.
+
+    Inside, this process is one of its run, if there are several, and keeps the run folders that it has locked.
+    """
+    message = None
     try:
-        yield
-    except (ValueError, FloatingPointError) as error:
-        console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
+        with stopping.listening(), locks.kept():
+            processes.start()
+            console.quiet = not processes.is_writer()
+            yield
+            processes.finish()
+    except (ValueError, FloatingPointError, DiskFull) as error:
+        message = str(error)
+    except RuntimeError as error:  # also what JAX raises where the connection to another process breaks
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        processes.await_loss()  # if it is another process that is gone, this does not return
+        message = str(error)
+    except KeyboardInterrupt as stopped:
+        console.print(f"stopped by {stopped}" if str(stopped) else "stopped")
+        console.print(f"resume with: {stopping.command()}", markup=False, soft_wrap=True)
+        processes.leave(code := getattr(stopped, "exit_code", 130))
+        sys.exit(code)
+    except BaseException as error:  # no more than one process knows of it
+        if processes.count() > 1 and not isinstance(error, SystemExit):
+            traceback.print_exc()
+            processes.leave(1, repr(error))
+        raise
+    if message is not None:
+        console.quiet = False
+        console.print(f"[red]error[/] {escape(message)}", soft_wrap=True)
+        processes.leave(1, message)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
-        sys.exit(130)
 
 
 def show_table(pipeline: Pipeline) -> None:
@@ -96,7 +124,7 @@ def show_curve(table: Mapping[str, Any]) -> None:
             point["budget"]: _numbers(point["score"]) + ("*" if point["enough"] else " ") for point in arm["points"]
         }
         shown.add_row(escape(name), *(points.get(budget, "-") for budget in table["budgets"]), "-")
-    for name in ("full", "copy"):
+    for name in ("full", "copy") if table["copy"] else ("full",):
         shown.add_row(name, *("" for _ in table["budgets"]), _numbers(table[name]))
     console.print(shown)
     for name, arm in table["arms"].items():

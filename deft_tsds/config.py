@@ -7,8 +7,12 @@ A config file defines `config = Experiment(...)`. Every field can be overridden 
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
+from deft_tsds.arrays import check_count, check_real
 from deft_tsds.data.hygiene import Hygiene
 from deft_tsds.embed.bart import BartCLS
 from deft_tsds.embed.t5 import T5Encoder
@@ -43,13 +48,21 @@ from deft_tsds.training.tracking import Tracker
 from deft_tsds.transport.problem import DensityOver
 
 
+def _check_counts(section: Any, where: str, low: int, *names: str) -> None:
+    """Raise ValueError unless these fields of a section are integers of at least `low`; None is left alone."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None:
+            check_count(value, f"{where}{name}", low)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a set of examples lies and what its fields are called."""
 
     path: str
-    """A .jsonl, .json, .csv (each also .gz) or .parquet file, a saved `datasets` folder, or a hub name ("name" or
-    "name:config")."""
+    """A .jsonl, .json, .csv (each also .gz) or .parquet file, a saved `datasets` folder, a hub name ("name" or
+    "name:config"), or a pattern that names several files ("part-*.jsonl")."""
     split: str = "train"
     """Split of a `datasets` folder or hub data set."""
     id_field: str | None = "id"
@@ -83,6 +96,9 @@ class HeldOut:
     count: int = 200
     """How many; they leave the pool."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "data.queries.", 1, "count")
+
 
 @dataclass(frozen=True)
 class Files:
@@ -112,6 +128,12 @@ class Synthetic:
     """Share of the pool whose target is wrong."""
     off_task: float = 0.15
     """Share of the pool that is no editing at all."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "data.", 1, "pool", "test")
+        _check_counts(self, "data.", 0, "queries")
+        for name in ("near_duplicates", "wrong_targets", "off_task"):
+            check_real(getattr(self, name), f"data.{name}", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -384,6 +406,17 @@ class Train:
     log_every: int = 20
     """Steps between rows of metrics.jsonl."""
 
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "accumulate", "max_input_tokens", "max_target_tokens", "validate_every", "save_every")
+        _check_counts(self, "train.", 1, *counts, "log_every", "patience")
+        _check_counts(self, "train.", 0, "validation")
+        for name in ("learning_rate", "weight_decay", "z_loss"):
+            check_real(getattr(self, name), f"train.{name}", at_least=0)
+        check_real(self.clip, "train.clip", above=0)
+        check_real(self.warmup, "train.warmup", at_least=0, at_most=1)
+        if check_real(self.label_smoothing, "train.label_smoothing", at_least=0, at_most=1) == 1:
+            raise ValueError("train.label_smoothing is 1: give a number below 1, or nothing is left of the target.")
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -403,6 +436,11 @@ class Evaluate:
     """Bootstrap resamples for the intervals."""
     level: float = 0.95
     """Level of the intervals."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "evaluate.", 1, "beams", "max_new_tokens", "batch_size", "limit", "resamples")
+        if check_real(self.level, "evaluate.level", above=0, at_most=1) == 1:
+            raise ValueError("evaluate.level is 1: give a number below 1, such as 0.95.")
 
 
 @dataclass(frozen=True)
@@ -436,6 +474,16 @@ class Experiment:
     result; asked for later, what has been trained is copied and not trained again."""
     workdir: Path = Path("runs/unnamed")
     """The run folder."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "", 1, "replicates")
+        if not self.arms:
+            raise ValueError("arms is empty: name at least one way to choose, such as {'random': Arm(Random(), ...)}.")
+        for name in (*self.arms, *self.encoders):
+            if not name or name in (".", "..") or set(name) & set("/\\\0"):
+                raise ValueError(
+                    f"the name {name!r} of an arm or encoder becomes a folder: leave out slashes and dots."
+                )
 
 
 AUTO = "--auto"
@@ -502,7 +550,10 @@ def load_as(
     if beside not in sys.path:
         sys.path.append(beside)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, NameError, TypeError, AttributeError, ImportError, ValueError) as error:
+        raise ValueError(_said_of(error, path)) from error
     default = getattr(module, "config", None)
     if not isinstance(default, kind):
         raise ValueError(f"{path} must define `config = {kind.__name__}(...)`; found {type(default).__name__}.")
@@ -512,6 +563,26 @@ def load_as(
     return override(
         default, arguments, description=description, program=f"{Path(sys.argv[0]).name} {path}"
     ), description
+
+
+def _said_of(error: Exception, path: Path) -> str:
+    """What is wrong in a config file, with the line of it where it went wrong, and the nearest name there is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    said = (error.msg if isinstance(error, SyntaxError) else str(error)).rstrip(".")
+    wrong = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", said)
+    hint = ""
+    if wrong and wrong[1] in globals():
+        fields = [field.name for field in dataclasses.fields(globals()[wrong[1]])]
+        near = difflib.get_close_matches(wrong[2], fields, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Its fields are {', '.join(fields)}."
+    if isinstance(error, NameError) and error.name is not None:
+        near = difflib.get_close_matches(error.name, [name for name in globals() if name[0].isupper()], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+    if isinstance(error, ModuleNotFoundError):
+        hint = " Put the module beside the config, or set PYTHONPATH to where it lies."
+    return f"{path}{f', line {line}' if line else ''}: {type(error).__name__}: {said}.{hint}"
 
 
 def override(config: Config, arguments: Sequence[str], *, description: str = "", program: str | None = None) -> Config:

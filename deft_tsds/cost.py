@@ -9,7 +9,7 @@ candidates in the shortlist and W threads:
     neighbours    24 L: keys of distance and index, 8 bytes, and both taken apart. A thread works on 512 queries at a
                   time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 512 W (131,072 + 120 K).
                   5 N to number the shortlist
-    density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 4 U G, with
+    density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 2 U G, with
                   G = U / 250 and at most 512; 12 MB of tiles a thread. Over the pool, 131,072 rows of it as well
     closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan, blocks of 8 MB at the most
     draw          16 L kept, 64 N of probabilities and orders; to explain, 12 L, then the shortlist, 4 U D, and the
@@ -50,7 +50,15 @@ class StageCost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """The stages of a selection in the order in which they run. Prints as a table."""
+    """The stages of a selection in the order in which they run. Prints as a table.
+
+    Example:
+        >>> cost = dt.plan_cost(10_000, 10, 64, 100)
+        >>> [stage.name for stage in cost.stages]
+        ['neighbours', 'density', 'closed form', 'draw, reasons']
+        >>> cost.bytes == max(stage.bytes for stage in cost.stages)
+        True
+    """
 
     stages: tuple[StageCost, ...]
 
@@ -104,6 +112,11 @@ def plan_cost(
 
     Raises:
         ValueError: a size below 1, a budget or a shortlist above N, unknown density_over.
+
+    Example:
+        >>> cost = dt.plan_cost(n=1_000_000, m=100, d=384, k=1000, budget=5000)
+        >>> cost.bytes < 4e9, cost.operations > 2 * 1_000_000 * 100 * 384
+        (True, True)
     """
     n, m, d = check_count(n, "n", 1), check_count(m, "m", 1), check_count(d, "d", 1)
     k = min(check_count(k, "k", 1), n)
@@ -120,7 +133,7 @@ def plan_cost(
         cells = min(_CELLS, 1 + compared // _CELL)
         tiles = usable_cpus() * min(_DENSITY_TILES, 16 * u * compared)
         pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist a pair serves both of its rows
-        stages.append(StageCost("density", 8 * places + rows * (10 * d + 4 * cells) + tiles, pairs * d))
+        stages.append(StageCost("density", 8 * places + rows * (10 * d + 2 * cells) + tiles, pairs * d))
     blocks = min(40 * places, _CLOSED_FORM_BLOCKS)
     stages.append(StageCost("closed form", 32 * places + blocks, 20 * places))
     duplicates = neighbors_cost(u, budget, d, 2)

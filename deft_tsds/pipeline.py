@@ -7,24 +7,27 @@ and any other method is the job up to there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import re
-import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import numpy as np
 
-from deft_tsds import build
+from deft_tsds import build, processes
 from deft_tsds import config as cfg
+from deft_tsds.asked import COPY, check_experiment, described, notice_of
 from deft_tsds.data.examples import Examples
 from deft_tsds.data.ngrams import NgramCounts
+from deft_tsds.embed.shared import write_shared_store
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.evaluate import statistics_of, tabulate
 from deft_tsds.gradients import write_gradients
+from deft_tsds.locks import locked
 from deft_tsds.report import write_report
 from deft_tsds.runs import Run, Stage, atomic_write, console, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
@@ -42,15 +45,8 @@ from deft_tsds.training.finetune import (
     make_optimizer,
     tokenize_pairs,
 )
-from deft_tsds.training.tracking import check_trackers, copy_log
-
-COPY = "copy"
-"""The baseline that hands back its input: an editing model that does not beat it has learned nothing."""
-
-SYNTHETIC_NOTICE = (
-    "The text of this run is synthetic: a seeded generator wrote every pair. It shows that the machinery works; "
-    "it says nothing about your data."
-)
+from deft_tsds.training.sharding import make_mesh
+from deft_tsds.training.tracking import copy_log
 
 
 class Pipeline:
@@ -70,29 +66,19 @@ class Pipeline:
         """
         self.experiment = experiment
         self.run = run or Run(experiment.workdir, experiment.seed)
-        if not experiment.arms:
-            raise ValueError("arms is empty: name at least one way to choose.")
-        if COPY in experiment.arms:
-            raise ValueError(f'arms: "{COPY}" is the name of the copy baseline; give the arm another.')
-        for name in (*experiment.arms, *getattr(experiment.data, "tests", ())):
-            if not re.fullmatch(r"[\w.-]*\w", name):
-                raise ValueError(
-                    f"The name {name!r} of an arm or test set becomes a folder: use letters, digits, - and _."
-                )
-        if experiment.replicates < 1:
-            raise ValueError(f"replicates is {experiment.replicates}; it must be at least 1.")
-        build.check_metrics(experiment.evaluate.metrics)
-        build.check_train(experiment.train)
-        check_trackers(experiment.track)
+        check_experiment(experiment)
         pool = functools.cache(lambda: self.examples("pool"))
         self.selectors = {
             name: build.selector(arm.selector, name=name, pool=pool) for name, arm in experiment.arms.items()
         }
         if experiment.model != "scratch":
             build.check_pretrained(experiment.model, dtype=experiment.train.dtype)
-        self._check_against_data()
-        if run is None:
-            self._write_experiment(description)
+        # Of several processes, the writer alone has the folder; the others wait for what it does there.
+        with locked(self.run.folder) if processes.is_writer() else contextlib.nullcontext():
+            self._check_against_data()
+            if run is None and processes.is_writer():
+                asked = described(experiment, name=self.run.folder.name, pool=self.clean.results["pool"])
+                write_json(self.run.folder / "experiment.json", {"description": description, **asked})
 
     def _check_against_data(self) -> None:
         queries = self.data.results["queries"]
@@ -107,35 +93,6 @@ class Pipeline:
         by_gradients = any(isinstance(config, cfg.Gradients) for config in self.experiment.encoders.values())
         if by_gradients and queries and not all(self.examples("queries").targets):
             raise ValueError("encoders: Gradients need target examples with targets: set target_field of data.queries.")
-
-    def _write_experiment(self, description: str) -> None:
-        """What was asked, for the report and for whoever opens the folder."""
-        experiment, pool = self.experiment, self.clean.results["pool"]
-        arms = {}
-        for name, arm in experiment.arms.items():
-            budget = build.budget(arm, pool, name=name)
-            options = plain(arm.selector) | ({} if arm.encoder is None else {"encoder": arm.encoder})
-            arms[name] = {
-                "selector": options.pop("class"),
-                "options": options,
-                "budget": budget,
-                "share": budget / pool,
-            }
-        write_json(
-            self.run.folder / "experiment.json",
-            {
-                "name": self.run.folder.name,
-                "description": description,
-                "notice": self.notice,
-                "command": " ".join([Path(sys.executable).name, *sys.argv]),
-                "config": plain(experiment),
-                "seeds": list(range(experiment.replicates)),
-                "arms": arms,
-                "pool_size": pool,
-                "match": "epochs" if experiment.train.steps is None else "steps",
-                "train_steps": {name: build.steps(experiment.train, arm["budget"]) for name, arm in arms.items()},
-            },
-        )
 
     @cached_property
     def data(self) -> Stage:
@@ -262,19 +219,23 @@ class Pipeline:
     def _embed(self, stage: str, config: Any) -> Stage:
         experiment = self.experiment
 
+        @processes.everywhere
         def work(folder: Path) -> None:
             if isinstance(config, cfg.OwnEmbeddings):
+                if not processes.is_writer():
+                    return
                 for name, given in build.given_embeddings(config, self.data.results).items():
                     texts = given.texts
                     if name == "pool" and experiment.hygiene is not None:
                         texts = [texts[row] for row in self.clean.results["rows"]]
                     write_store(folder / name, texts, given, normalize=config.normalize)
                 return
-            key = stage_key(experiment.seed, "embed")
-            encoder = build.encoder(config, self.examples("pool"), path=folder / "encoder.npz", key=key)
+            with processes.writer_first("the encoder"):  # which finds what it learned from the pool
+                key = stage_key(experiment.seed, "embed")
+                encoder = build.encoder(config, self.examples("pool"), path=folder / "encoder.npz", key=key)
             for name in self._seen:
                 examples = self.examples(name)
-                write_store(folder / name, examples.prompts, encoder, ids=examples.ids)
+                write_shared_store(folder / name, examples.prompts, encoder, ids=examples.ids)
 
         settings = {"encoder": config, "files": build.encoder_identity(config)}
         return self.run.do(stage, work, settings=settings, upstream=[self.clean])
@@ -316,6 +277,7 @@ class Pipeline:
         budget = build.budget(section, self.clean.results["pool"], name=arm)
         encoder = section.encoder
 
+        @processes.everywhere
         def work(folder: Path) -> dict[str, Any]:
             pool = self.examples("pool")
             selection = select(
@@ -327,6 +289,8 @@ class Pipeline:
                 groups=pool.groups,
                 query_groups=self.query_groups,
             )
+            if not processes.is_writer():
+                return {}
             selection.save(folder / "selection")
             selection.to_jsonl(pool, folder / "chosen.jsonl")
             decisions = selection.info.get("auto", {})
@@ -387,10 +351,17 @@ class Pipeline:
         train = self.experiment.train
         if train.side_by_side:
             together, run = self._finetune_all(arm), f"seed-{replicate}"
-            return Stage(f"{together.name}/{run}", together.folder / run, together.fingerprint, together.results[run])
+            return Stage(
+                f"{together.name}/{run}",
+                together.folder / run,
+                together.fingerprint,
+                together.results[run],
+                (together,),
+            )
         selected = self.select(arm, replicate)
         name = f"finetune/{arm}/seed-{replicate}"
 
+        @processes.everywhere
         def work(folder: Path) -> dict[str, Any]:
             model, chosen, pairs = self._before_training(selected, replicate)
             trained = finetune(
@@ -400,14 +371,17 @@ class Pipeline:
                 folder=folder,
                 patience=train.patience,
                 keep_best=train.keep_best,
+                # The parameters are split within a host, the batches among hosts too.
+                mesh=make_mesh(shards=jax.local_device_count()) if processes.count() > 1 else None,
                 description=name,
                 **self._recipe(len(pairs)),
             )
-            return self._keep(folder, model, chosen, pairs, trained)
+            return self._keep(folder, model, chosen, pairs, trained) if processes.is_writer() else {}
 
         settings = self._training_settings | {"replicate": replicate}
         stage = self.run.do(name, work, settings=settings, upstream=[selected, self.tokenizer])
-        copy_log(stage.folder / "metrics.jsonl", self.experiment.track)
+        if processes.is_writer():
+            copy_log(stage.folder / "metrics.jsonl", self.experiment.track)
         return stage
 
     def _finetune_all(self, arm: str) -> Stage:
@@ -418,6 +392,12 @@ class Pipeline:
 
         def work(folder: Path) -> dict[str, Any]:
             models, chosen, pairs = zip(*map(self._before_training, selected, replicates), strict=True)
+            steps = sorted({build.steps(self.experiment.train, len(each)) for each in pairs})
+            if len(steps) > 1:
+                raise ValueError(
+                    f"train.side_by_side: the replicates of {arm} chose different numbers of examples, so that epochs "
+                    f"would be {steps[0]} to {steps[-1]} steps: give --train.steps, or --train.side-by-side False."
+                )
             trained = finetune_many(
                 models,
                 pairs,
@@ -523,7 +503,7 @@ class Pipeline:
                 for metric, array_NxS in statistics.items():
                     path_of_metric = folder / f"statistics_{name}.{metric}.npy"
                     with atomic_write(path_of_metric) as temporary, temporary.open("wb") as file:
-                        np.save(file, array_NxS)
+                        np.save(file, array_NxS, allow_pickle=False)
                 rows = ({"id": i, "prediction": p} for i, p in zip(test.ids, predictions, strict=True))
                 write_jsonl(path, rows)
 
@@ -584,4 +564,4 @@ class Pipeline:
     @property
     def notice(self) -> str | None:
         """What must be said wherever results of this run are shown."""
-        return SYNTHETIC_NOTICE if isinstance(self.experiment.data, cfg.Synthetic) else None
+        return notice_of(self.experiment)

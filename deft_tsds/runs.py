@@ -13,85 +13,57 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import resource
 import shutil
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deft_tsds import damage, processes, stopping
+from deft_tsds.files import (
+    atomic_write,
+    clear_leftovers,
+    file_hash,
+    read_json,
+    read_jsonl,
+    told_when_full,
+    write_json,
+    write_jsonl,
+)
+from deft_tsds.locks import locked
+from deft_tsds.logs import LoggedConsole, logged_stage
+from deft_tsds.secrets import masked, masked_command
+from deft_tsds.watermarks import Watermarks, peak_memory_bytes
+
+__all__ = [
+    "MetricsLog",
+    "Run",
+    "Stage",
+    "atomic_write",
+    "console",
+    "file_hash",
+    "plain",
+    "progress_bar",
+    "read_json",
+    "read_jsonl",
+    "stage_key",
+    "track",
+    "write_json",
+    "write_jsonl",
+]
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+console = LoggedConsole(stderr=True, highlight=False)
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "transformers")
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
-
-    A kill at any moment leaves either the old file or the new one, never half of one.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)  # the rename itself must survive a power cut
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; the error names the file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Delete it to have it made anew.") from error
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line; the error names the file and the line."""
-    rows = []
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
-    return rows
 
 
 def progress_bar() -> Progress:
@@ -136,8 +108,9 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with told_when_full(Path(self._file.name)):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -165,26 +138,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files below a folder."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    for item in files:
-        digest.update(str(item.relative_to(path)).encode())
-        with item.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A finished stage: where its files are, what identifies it, and what its work returned."""
+    """A finished stage: where its files are, what identifies it, what its work returned, and the stages it read."""
 
     name: str
     folder: Path
     fingerprint: str
     results: Mapping[str, Any]
+    upstream: tuple[Stage, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +156,7 @@ class Run:
     folder: Path
     seed: int
 
+    @logged_stage
     def do(
         self,
         name: str,
@@ -204,67 +167,125 @@ class Run:
     ) -> Stage:
         """Carry out stage `name` unless the same request has been carried out before.
 
+        Of several processes all call this; the writer alone does the work, unless it is marked `everywhere`.
+
         Args:
           name: the stage, and its sub-folder ("select/deft/seed-0").
           work: called with the sub-folder. It may find there what a killed attempt at the same request left, never
             what another request left. What it returns (JSON) is kept in the manifest.
           settings: all that the outcome depends on, besides the seed and the upstream stages (JSON).
           upstream: the stages whose files `work` reads.
+
+        Raises:
+          ValueError: another process works in this run folder; a file of a stage that is done, or is about to be read,
+            is not what it was.
+          DiskFull: there is no room for what the stage writes.
         """
         request = {
             "stage": name,
-            "settings": plain(settings),
+            "settings": masked(plain(settings)),
             "seed": self.seed,
             "upstream": {stage.name: stage.fingerprint for stage in upstream},
             "version": importlib.metadata.version("deft-tsds"),
         }
         fingerprint = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-        folder = self.folder / name
-        if (folder / "manifest.json").exists():
-            manifest = read_json(folder / "manifest.json")
-            if manifest["fingerprint"] == fingerprint:
-                return Stage(name, folder, fingerprint, manifest["results"])
-        self._prepare(folder, request)
-        began = time.time()
-        results = dict(work(folder) or {})
-        write_json(
-            folder / "manifest.json",
-            {
+        request = json.loads(json.dumps(request))
+        folder, writes = self.folder / name, processes.is_writer()
+        mark = folder / "manifest.json"
+
+        def found() -> dict[str, Any] | None:
+            manifest = damage.read_sealed(mark) if mark.exists() else None
+            return manifest if manifest and manifest["fingerprint"] == fingerprint else None
+
+        with contextlib.ExitStack() as held:
+            if todo := writes and not found():
+                held.enter_context(locked(self.folder))
+                todo = not found()  # another process may have done it before the lock was ours
+            if processes.from_writer(todo):
+                self._carry_out(folder, work, {**request, "fingerprint": fingerprint}, upstream)
+        manifest = processes.wait_for(mark, found)
+        damage.check(folder, manifest.get("files", {}), partial(_cure, folder), every_byte=False)
+        return Stage(name, folder, fingerprint, manifest["results"], tuple(upstream))
+
+    def _carry_out(self, folder: Path, work: Callable, request: Mapping[str, Any], upstream: Sequence[Stage]) -> None:
+        """Do the work of a stage and write its manifest."""
+        name, writes = request["stage"], processes.is_writer()
+        if stopping.requested():  # a library may have swallowed what the signal raised
+            stopping.stop()
+        if writes:
+            for stage in upstream:
+                _check_every_byte(stage)
+            self._prepare(folder, {key: value for key, value in request.items() if key != "fingerprint"})
+        processes.barrier(f"{name}: begin")
+        began = time.perf_counter()
+        everywhere = getattr(work, "everywhere", False)
+        with (
+            told_when_full(folder),
+            Watermarks() as marks,
+            contextlib.nullcontext() if everywhere else processes.alone(),
+        ):
+            results = dict(work(folder) or {}) if writes or everywhere else {}
+        processes.barrier(f"{name}: end")
+        seconds = time.perf_counter() - began
+        if writes:
+            manifest = {
                 **request,
-                "fingerprint": fingerprint,
                 "results": results,
-                "seconds": round(time.time() - began, 3),
+                "files": damage.listed(folder),
+                "seconds": round(seconds, 3),
                 "peak_memory_bytes": peak_memory_bytes(),
+                "memory": marks.found(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "command": " ".join(sys.argv),
+                "command": masked_command(sys.argv),
                 "versions": versions(),
-            },
-        )
-        console.print(f"[green]done[/] {name} [dim]{time.time() - began:.1f} s[/]")
-        return Stage(name, folder, fingerprint, results)
+            }
+            write_json(folder / "manifest.json", damage.sealed(manifest))
+        console.print(f"[green]done[/] {name} [dim]{seconds:.1f} s[/]")
 
     def _prepare(self, folder: Path, request: Mapping[str, Any]) -> None:
         """Keep what a killed attempt at the same request left in `folder`; clear what another request left."""
         mark = folder / "request.json"
-        if folder.exists() and (not mark.exists() or read_json(mark) != json.loads(json.dumps(request))):
+        if folder.exists() and (not mark.exists() or read_json(mark) != request):
             changed = _changed(read_json(mark), request) if mark.exists() else "no request recorded"
             console.print(f"[yellow]anew[/] {request['stage']} [dim]({changed})[/]")
+            for name in ("manifest.json", "request.json"):  # first: what is cleared by half must not look like a stage
+                (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder)
+        if folder.exists():
+            clear_leftovers(folder)
         write_json(mark, request)
+
+
+_checked: set[tuple[Path, str]] = set()
+
+
+def _check_every_byte(stage: Stage) -> None:
+    """Check the files of a stage, and of all that it came from, before they are read: once a process."""
+    for before in stage.upstream:
+        _check_every_byte(before)
+    known, mark = (stage.folder, stage.fingerprint), stage.folder / "manifest.json"
+    if known not in _checked and mark.exists():
+        damage.check(stage.folder, read_json(mark).get("files", {}), partial(_cure, stage.folder), every_byte=True)
+        _checked.add(known)
+
+
+def _cure(folder: Path, path: Path) -> str:
+    """How to have the file `path` of the stage in `folder` made anew."""
+    if (path.parent / "store.json").exists() and path.suffix == ".npy":  # a shard is made anew by itself
+        return (
+            f"Delete {path} and {folder / 'manifest.json'}: the same command makes that shard anew and keeps the rest."
+        )
+    return f"Delete {folder}: the same command makes that stage anew and keeps the rest."
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the parts of a request that differ, settings one by one."""
+    if not isinstance(old, dict) or not isinstance(old.get("settings", {}), dict):
+        return "the recorded request is damaged"
     parts = [key for key in new if key != "settings" and old.get(key) != new[key]]
     before, after = old.get("settings", {}), json.loads(json.dumps(new["settings"]))
     parts += [f"settings.{key}" for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     return "changed: " + ", ".join(parts)
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

@@ -84,6 +84,10 @@ def sample(
     References:
         Deville and Tillé, "Unequal probability sampling without replacement through a splitting method", 1998 (the
         pivotal method); Deville and Tillé, "Efficient balanced sampling: the cube method", 2004 (the case of costs).
+
+    Example:
+        >>> dt.sample(np.array([0.4, 0.4, 0.2, 0.0]), 3, key=jax.random.key(0))
+        array([0, 1, 2])
     """
     if replace and fill is not None:
         raise ValueError("fill is for draws without replacement: with replace=True no draw falls short.")

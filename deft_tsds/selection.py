@@ -19,11 +19,14 @@ import numpy as np
 
 from deft_tsds.arrays import Rows, as_matrix, check_count, check_same_width
 from deft_tsds.cost import PlanCost, available_memory
+from deft_tsds.geometry.mesh import as_shared_matrix, mesh_of
 from deft_tsds.runs import read_json, read_jsonl, write_json, write_jsonl
 from deft_tsds.sampling import check_costs, check_key
 
 if TYPE_CHECKING:
     from deft_tsds.data.examples import Examples
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +40,11 @@ class Pool:
         costs_N: float64 > 0, what each candidate costs in training (say, tokens), or None.
         cost_budget: how much the chosen rows may cost together, or None where a number of rows is asked for.
         query_groups_M: the subtask of each query (any labels), or None.
+
+    Example:
+        >>> pool = dt.Pool.of(np.eye(4, 3), groups=["a", "a", "b", "b"])
+        >>> len(pool), pool.embeddings_NxD.shape, pool.queries_MxD is None
+        (4, (4, 3), True)
     """
 
     embeddings_NxD: np.ndarray
@@ -58,7 +66,7 @@ class Pool:
         cost_budget: int | None = None,
     ) -> Pool:
         """Check the arguments and make a pool of them. Raises ValueError that names the argument and the row."""
-        embeddings_NxD = as_matrix(candidates, "candidates")
+        embeddings_NxD = as_shared_matrix(candidates, "candidates", mesh_of(None))
         n = len(embeddings_NxD)
         queries_MxD = None
         if queries is not None:
@@ -121,6 +129,11 @@ class Selection:
         reasons: one dict a row, plain JSON: a sentence under "why", and the numbers behind it.
         info: plain JSON about the whole selection. A selector that returns fewer rows than the budget says why under
             "shortfall".
+
+    Example:
+        >>> chosen = dt.Selection.of(np.array([3, 7]), weights=[1.0, 3.0])
+        >>> chosen.indices, chosen.weights
+        (array([3, 7]), array([0.5, 1.5], dtype=float32))
     """
 
     indices: np.ndarray
@@ -143,6 +156,12 @@ class Selection:
         rows = np.asarray(indices)
         if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
             raise ValueError(f"indices must be a vector of whole numbers, not {rows.dtype} {rows.shape}.")
+        if len(rows) and rows.min() < 0:
+            row = int(np.argmin(rows))
+            raise ValueError(f"indices, row {row}, is {rows[row]}: rows are counted from 0.")
+        for name, given in (("weights", weights), ("scores", scores), ("reasons", reasons)):
+            if given is not None and len(given) != len(rows):
+                raise ValueError(f"{name} has {len(given)} entries for {len(rows)} indices: give one for each.")
         weight = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
         if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.sum() > 0):
             raise ValueError("weights must be finite, >= 0, and not all 0.")
@@ -182,7 +201,16 @@ class Selection:
                 f"{folder}/chosen.jsonl is cut off or was changed later (info.json has another SHA-256): "
                 "make the selection again."
             )
+        if not isinstance(header.get("info"), dict):
+            raise ValueError(f"{folder}/info.json has no object `info`: make the selection again.")
         rows = read_jsonl(folder / "chosen.jsonl")
+        seen: set[int] = set()
+        for number, row in enumerate(rows, start=1):
+            where = f"{folder}/chosen.jsonl, line {number}"
+            _check_row(row, where)
+            if row["index"] in seen:
+                raise ValueError(f"{where}: row {row['index']} is there already. Make the selection again.")
+            seen.add(row["index"])
         return cls(
             indices=np.array([row["index"] for row in rows], np.int64),
             weights=np.array([row["weight"] for row in rows], np.float32),
@@ -247,6 +275,13 @@ def select(
     Raises:
         ValueError: bad input; a memory budget that cannot hold the plan, with the table of `plan_cost`; or a selector
             that returned something else than distinct rows within the budget.
+
+    Example:
+        >>> embeddings = np.random.default_rng(0).normal(size=(100, 8))
+        >>> selector = dt.selectors.DEFT(clusters=3, base=0.05)
+        >>> chosen = dt.select(embeddings, selector=selector, budget=10, key=jax.random.key(0))
+        >>> chosen.indices.shape, chosen.weights.shape, len(chosen.reasons)
+        ((10,), (10,), 10)
     """
     pool = Pool.of(candidates, queries, groups=groups, query_groups=query_groups, costs=costs, cost_budget=cost_budget)
     name = _name(selector)
@@ -348,6 +383,21 @@ def _check_result(selection: Any, name: str, budget: int, pool: Pool) -> None:
             raise ValueError(f'{name} gave no sentence under "why" in the reason of row {row}.')
         _check_json(reason, f"the reason of row {row} that {name} gave")
     _check_json(selection.info, f"the info that {name} gave")
+
+
+def _check_row(row: Any, where: str) -> None:
+    """Raise ValueError for a row of `chosen.jsonl` that `Selection.save` did not write."""
+    if not isinstance(row, dict) or set(row) != {"index", "weight", "score", "reason"}:
+        raise ValueError(f"{where}: not a row with index, weight, score and reason. Make the selection again.")
+    index, reason = row["index"], row["reason"]
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**63:
+        raise ValueError(f"{where}: the index is {str(index)[:60]}, no row number. Make the selection again.")
+    for name in ("weight", "score"):
+        number = row[name]
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) <= _LARGEST_FLOAT32:
+            raise ValueError(f"{where}: the {name} is {str(number)[:60]}, no number. Make the selection again.")
+    if not isinstance(reason, dict) or not isinstance(reason.get("why"), str):
+        raise ValueError(f'{where}: the reason has no sentence under "why". Make the selection again.')
 
 
 def _check_json(value: Any, what: str) -> None:

@@ -91,7 +91,10 @@ def read(settings: Settings) -> dict[str, Texts]:
         with gzip.open(settings.data / f"{stem}.jsonl.gz", "rt", encoding="utf-8") as file:
             rows[name] = [json.loads(line) for line in file]
     if settings.embeddings is not None:
-        return {name: Texts(rows[name], np.load(settings.embeddings / f"{stem}.npy")) for name, stem in names.items()}
+        return {
+            name: Texts(rows[name], np.load(settings.embeddings / f"{stem}.npy", allow_pickle=False))
+            for name, stem in names.items()
+        }
     console.print(f"embedding {sum(map(len, rows.values())):,} texts")
     texts = {name: [row["text"] for row in each] for name, each in rows.items()}
     encoder = Lexical(dimension=settings.dimension).fit(texts["pool"], key=stage_key(0, "encoder"))

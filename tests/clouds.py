@@ -12,6 +12,7 @@ import numpy as np
 KMEANS: Any = importlib.import_module("deft_tsds.geometry.kmeans")
 HOST: Any = importlib.import_module("deft_tsds.geometry.kmeans_host")
 BOUNDS: Any = importlib.import_module("deft_tsds.geometry.kmeans_bounds")
+MESH: Any = importlib.import_module("deft_tsds.geometry.kmeans_mesh")
 PROGRAMS: Any = importlib.import_module("deft_tsds.geometry.kmeans_programs")
 KEY = jax.random.key(0)
 

@@ -51,9 +51,8 @@ def texts_of(group: str, n: int, seed: int, split: str) -> list[dict]:
     return rows
 
 
-@pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory) -> LabelledText:
-    folder = tmp_path_factory.mktemp("texts")
+def write_texts(folder: Path) -> LabelledText:
+    """A pool of two data sets, both of them targets."""
     pool = [*texts_of("apples", 90, 0, "train"), *texts_of("pears", 90, 1, "train")]
     pool = [pool[row] for row in np.random.default_rng(2).permutation(len(pool))]
     files = {"domain_pool": pool}
@@ -66,6 +65,11 @@ def _data(tmp_path_factory) -> LabelledText:
         with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     return LabelledText(folder, targets=tuple(WORDS), encoder=Lexical(dimension=16))
+
+
+@pytest.fixture(scope="module", name="data")
+def _data(tmp_path_factory) -> LabelledText:
+    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module", name="study")

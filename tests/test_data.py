@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deft_tsds.build import identity
 from deft_tsds.data.examples import Examples, leakage, read_examples, split_queries
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -304,6 +305,16 @@ def test_a_name_that_is_a_pattern_reads_that_file_alone(tmp_path: Path) -> None:
         assert read_examples(tmp_path / f"{name}.parquet").inputs == (name,)
         with pytest.raises(ValueError, match=r"for a pattern\. Rename the folder"):
             read_examples(tmp_path / name)
+
+
+def test_a_pattern_reads_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        write_lines(tmp_path / f"part-{number}.jsonl", [{**GOOD, "id": str(number)}])
+    assert read_examples(tmp_path / "part-*.jsonl").ids == ("0", "1", "2")
+    assert list(identity(str(tmp_path / "part-*.jsonl"))) == [str(tmp_path / f"part-{n}.jsonl") for n in range(3)]
+    write_lines(tmp_path / "part-1.jsonl", [{**GOOD, "id": "0"}])
+    with pytest.raises(ValueError, match=r"part-1.jsonl, line 1.*'0'"):
+        read_examples(tmp_path / "part-*.jsonl")
 
 
 def test_missing_file_names_its_neighbours(jsonl: Path) -> None:

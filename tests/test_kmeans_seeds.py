@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from clouds import HOST, KEY, PROGRAMS, mixture
+from clouds import HOST, KEY, MESH, PROGRAMS, mixture
 from sklearn.cluster import kmeans_plusplus
 
 from deft_tsds.geometry.kmeans import kmeans
+from deft_tsds.geometry.mesh import candidates_mesh
 
 
 def test_plus_plus_never_draws_a_filling_row(monkeypatch):
@@ -71,10 +72,11 @@ def test_batches_of_candidates_follow_the_law():
                 law[pair] = law.get(pair, 0) + mass[a] * mass[b] / 3
     draws, found = 900, dict.fromkeys(law, 0)
     device = jax.numpy.asarray(np.pad(points, ((0, 1), (0, 0))))
-    squares, _ = PROGRAMS.moments(device)
+    mesh = candidates_mesh()
     firsts = np.random.default_rng(0).integers(3, size=draws)
     for seed, first in enumerate(firsts):
-        start = PROGRAMS.plus_plus(jax.random.key(seed), first, device, squares, 3, 2)
+        with jax.enable_x64(True):
+            start = MESH.plus_plus(jax.random.key(seed), first, device, 3, 2, mesh=mesh)
         a, b = (int(np.flatnonzero(points[:, 0] == c)[0]) for c in np.asarray(start)[:, 0])
         found[min(a, b), max(a, b)] += 1
     kept = [pair for pair in law if law[pair] > 0]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracles import brute_distances
 
 from deft_tsds.geometry import neighbors
+from deft_tsds.geometry.mesh import candidates_mesh
 from deft_tsds.geometry.neighbors import nearest_neighbors
 
 METRICS = ["euclidean", "cosine", "dot"]
@@ -163,9 +164,9 @@ def test_an_accelerator_compiles_once(crowded, monkeypatch):
     monkeypatch.setattr(neighbors, "_DEVICE_CHUNK", 1024)
     queries, candidates = crowded
     nearest_neighbors(queries, candidates, 40)
-    compiled = neighbors._lowest_scores._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = neighbors._lowest_scores(candidates_mesh(), 104)._cache_size()
     nearest_neighbors(queries[:9], candidates[:4321], 40)  # other numbers of rows, the same shapes
-    assert neighbors._lowest_scores._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
+    assert neighbors._lowest_scores(candidates_mesh(), 104)._cache_size() == compiled
 
 
 def test_threads_change_nothing(crowded, monkeypatch):

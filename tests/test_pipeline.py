@@ -285,7 +285,7 @@ def test_wrong_settings(files, tmp_path):
         r"replicates is 0": {"replicates": 0},
         r"arms is empty": {"arms": {}},
         r"copy baseline": {"arms": {"copy": Arm(Full())}},
-        r"'\.\./up' of an arm or test set": {"arms": {"../up": Arm(Full())}},
+        r"'\.\./up' of an arm or encoder": {"arms": {"../up": Arm(Full())}},
         r"train\.validation is 40": {"train": Train(steps=3, validation=40)},
         r"data\.tests is empty": {"data": dataclasses.replace(files, tests={})},
         r"has the group 'c'": {"data": dataclasses.replace(files, queries=HeldOut("c", 3))},

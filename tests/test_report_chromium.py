@@ -42,8 +42,9 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 def curve_table() -> dict[str, Any]:
     """A budget curve of two arms, made up."""
 
-    def estimate(value: float) -> dict[str, float]:
-        return {"value": value, "low": value - 1, "high": value + 1}
+    def estimate(value: float) -> dict[str, Any]:
+        interval = {"value": value, "low": value - 1, "high": value + 1}
+        return {**interval, "by_test": {"jfleg": interval, "asset <b>": interval}}
 
     budgets = [0.05, 0.2, 0.5]
     arms = {}
@@ -65,12 +66,12 @@ def curve_table() -> dict[str, Any]:
         "arms": arms,
         "budgets": budgets,
         "metric": "sari",
-        "tests": ["jfleg"],
+        "tests": ["jfleg", "asset <b>"],
         "seeds": 3,
         "level": 0.95,
         "margin": 1.0,
         "pool": 240,
-        "steps": "100 steps",
+        "how": "Every arm was trained for the same 100 steps.",
         "full": estimate(51.0),
         "copy": estimate(20.0),
         "notice": None,

@@ -5,6 +5,7 @@ Greedy and beam search on the cross of architectures are in `test_t5_parity.py`.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from typing import Any
 
@@ -163,6 +164,36 @@ def test_texts_come_back_in_order_whatever_the_batch(tmp_path):
         assert answers[i] == tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
     assert generate_texts(model, tokenizer, [], batch_size=4, **options) == []
     assert len(generate_texts(model, tokenizer, ["", "a"], batch_size=1, **options)) == 2
+
+
+def test_a_few_prompts_are_padded_to_few_rows(flan, monkeypatch):
+    """Not to a whole batch; nor has the last batch of many a shape of its own."""
+    model, tokenizer, seen = flan, _Lengths(), []
+
+    def shapes(model, ids_BxS, mask_BxS, **options):
+        seen.append(ids_BxS.shape[0])
+        return np.ones((len(ids_BxS), 2), np.int32)
+
+    monkeypatch.setattr(importlib.import_module("deft_tsds.t5.generate"), "generate", shapes)
+    for prompts, batch_size, expected in ((3, 64, [16]), (17, 64, [32]), (3, 2, [2, 2]), (70, 64, [64, 64])):
+        seen.clear()
+        answers = generate_texts(
+            model, tokenizer, ["a b"] * prompts, batch_size=batch_size, max_input_tokens=8, max_new_tokens=2
+        )
+        assert (len(answers), seen) == (prompts, expected)
+
+
+class _Lengths:
+    """Stands for a tokenizer: a token for each word."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __call__(self, texts, **options):
+        return {"input_ids": [[1] * len(text.split()) for text in texts]}
+
+    def batch_decode(self, tokens, **options):
+        return ["x"] * len(tokens)
 
 
 def _probabilities(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:

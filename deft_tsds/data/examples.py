@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deft_tsds.arrays import check_count
 from deft_tsds.data.sources import listed, read_rows
 from deft_tsds.runs import read_jsonl, track, write_jsonl
 
@@ -102,9 +103,12 @@ class Examples:
         rows = read_jsonl(path)
         columns = {"id", "input", "prompt", "target", "references", "group", "flags"}
         for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict) or set(row) != columns or set(row["flags"]) != set(rows[0]["flags"]):
+            wrong = not isinstance(row, dict) or set(row) != columns or _wrong_column(row)
+            if wrong or set(row["flags"]) != set(rows[0]["flags"]):
+                said = f"{wrong}, " if isinstance(wrong, str) else ""
                 raise ValueError(
-                    f"{path}, line {number}: not a row that Examples.save wrote. Read other files with read_examples."
+                    f"{path}, line {number}: {said}not a row that Examples.save wrote. Read other files with "
+                    "read_examples."
                 )
         return cls(
             ids=tuple(row["id"] for row in rows),
@@ -172,12 +176,17 @@ def read_examples(
             is null, blank or no text; an id that comes twice; a `where` that no row satisfies; `limit` < 1. It names
             the source and the row.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and check_count(limit, f"{name}: limit", -(2**63)) < 1:
         raise ValueError(f"{name}: limit is {limit}: give 1 or more, or None for all rows.")
-    input_fields = (input_field,) if isinstance(input_field, str) else tuple(input_field)
+    input_fields = (input_field,) if isinstance(input_field, str) else tuple(input_field or ())
     if not input_fields:
-        raise ValueError(f"{name}: input_field is empty: name at least one field.")
-    wanted = dict(where or {})
+        said = "empty" if input_field == () or input_field == [] else repr(input_field)
+        raise ValueError(f"{name}: input_field is {said}: name at least one field.")
+    if isinstance(flag_fields, str):
+        raise ValueError(f"{name}: flag_fields is {flag_fields!r}: give a list of names, [{flag_fields!r}].")
+    if where is not None and not isinstance(where, Mapping):
+        raise ValueError(f"{name}: where is {where!r}: give a mapping from fields to their values.")
+    wanted = {key: _as_text(value) for key, value in (where or {}).items()}
     positions: dict[str, str] = {}
     copies: Counter[str] = Counter()
     others: dict[str, Counter[str]] = {key: Counter() for key in wanted}
@@ -346,6 +355,18 @@ class _Row:
                 f"{what} holds half of a surrogate pair at character {error.start + 1}", "Remove that character"
             ) from error
         return value
+
+
+def _wrong_column(row: Mapping[str, Any]) -> str | None:
+    """Which column of a saved row holds another kind of value than `Examples.rows` gives."""
+    for name in ("id", "input", "prompt", "target", "group"):
+        if not isinstance(row[name], str):
+            return f"{name!r} is {type(row[name]).__name__}"
+    if not isinstance(row["references"], list) or not all(isinstance(text, str) for text in row["references"]):
+        return "'references' is no list of texts"
+    if not isinstance(row["flags"], dict) or not all(isinstance(flag, bool) for flag in row["flags"].values()):
+        return "'flags' is no object of true and false"
+    return None
 
 
 def _as_text(value: Any) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from deft_tsds.arrays import as_matrix
 from deft_tsds.data.examples import Examples
+from deft_tsds.embed.files import open_npy
 from deft_tsds.embed.given import read_embeddings
 from deft_tsds.runs import atomic_write, file_hash, write_jsonl
 from deft_tsds.sampling import check_key
@@ -212,6 +213,8 @@ def read_features(path: str | Path, *, rows: int, name: str = "features") -> np.
     if path.suffix != ".pt":
         return read_embeddings(path, rows=rows, name=name)
     array = _tensor(path)
+    if array.ndim != 2:
+        raise ValueError(f"{name}: {path} has shape {array.shape}: give a matrix [rows, dimensions].")
     if len(array) != rows:
         raise ValueError(
             f"{name}: {path} has {len(array)} rows for {rows} examples: give one row an example, in order."
@@ -303,14 +306,18 @@ def _vector(path: Path) -> np.ndarray:
 
 def _npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return np.array(open_npy(path))
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): save a plain array of numbers with numpy.save.") from error
 
 
 def _txt(path: Path) -> np.ndarray:
     numbers: list[float] = []
-    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error.reason}): write numbers, one a line.") from error
+    for row, line in enumerate(lines):
         try:
             numbers.append(float(line))
         except ValueError as error:
@@ -322,17 +329,21 @@ def _tensor(path: Path) -> np.ndarray:
     """The one tensor of a torch file, read without running anything that the file may hold."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: check the path.")
-    import pickle
-
     import torch  # here, because nothing else of this module needs it
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a spoiled file raises whatever its parser raises
         raise ValueError(f"{path} cannot be read as weights alone: save one plain tensor with torch.save.") from error
     if not isinstance(loaded, torch.Tensor):
         raise ValueError(f"{path} holds a {type(loaded).__name__}: save one plain tensor with torch.save.")
-    return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).numpy()
+    try:
+        return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).detach().numpy()
+    except (RuntimeError, TypeError) as error:
+        kind = f"{loaded.dtype}, {loaded.layout}"
+        raise ValueError(
+            f"{path} holds a tensor of {kind}: save one plain tensor of numbers with torch.save."
+        ) from error
 
 
 def _whole(numbers: np.ndarray, path: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ import glob
 import gzip
 import json
 import locale
+import re
 import sys
 import tempfile
 import zlib
@@ -22,6 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+
+from deft_tsds.embed.folders import within
+from deft_tsds.runs import read_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 """The files that `read_rows` reads."""
@@ -49,6 +53,8 @@ def read_rows(source: str | Path, split: str, name: str) -> Iterator[Row]:
         if kind == ".parquet":
             return _parquet_rows(path, name)
         return _text_file_rows(path, kind.removesuffix(".gz"), name)
+    if parts := pattern_files(source):
+        return _pattern_rows(parts, split, name)
     folder, _, config = str(path).rpartition(":")
     if folder and Path(folder).is_dir():
         return _folder_rows(Path(folder), config, split, name)
@@ -56,6 +62,20 @@ def read_rows(source: str | Path, split: str, name: str) -> Iterator[Row]:
         raise ValueError(f"{name}: {source} is missing. {_near_files(path)}")
     dataset, _, config = str(source).partition(":")
     return _hub_rows(dataset, config or None, split, name)
+
+
+def pattern_files(source: str | Path) -> list[Path]:
+    """The files that a pattern such as "part-*.jsonl.gz" names, sorted; none for any other source."""
+    path = str(Path(source).expanduser())
+    if not glob.has_magic(path) or Path(path).exists():
+        return []
+    return sorted(Path(found) for found in glob.glob(path))
+
+
+def _pattern_rows(files: Iterable[Path], split: str, name: str) -> Iterator[Row]:
+    for file in files:
+        for position, row in read_rows(file, split, name):
+            yield f"{file.name}, {position}", row
 
 
 def _near_files(path: Path) -> str:
@@ -78,9 +98,16 @@ def _text_file_rows(path: Path, kind: str, name: str) -> Iterator[Row]:
         yield from _jsonl_rows(enumerate(lines, start=1), f"{name}: {path}")
 
 
-def _lines(path: Path, source: str) -> Iterator[str]:
+def _datasets() -> Any:
+    """The library, kept from telling the hub of each local file that is read, which also waits for the network."""
     import datasets
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
+def _lines(path: Path, source: str) -> Iterator[str]:
+    datasets = _datasets()
     compressed = path.name.lower().endswith(".gz")
     if compressed and locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
         raise ValueError(
@@ -128,13 +155,17 @@ def _jsonl_rows(numbered_lines: Iterable[tuple[int, str]], source: str) -> Itera
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a number may have too many digits
             raise ValueError(
                 f"{source}, line {number}: not valid JSON ({error}). Each line must be one whole JSON object."
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{source}, line {number}: a {type(row).__name__}, not a JSON object with named fields.")
+            raise ValueError(f"{source}, line {number}: {_kind(row)}, not a JSON object with named fields.")
         yield f"line {number}", row
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _json_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
@@ -145,11 +176,11 @@ def _json_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
         return
     try:
         rows = json.loads("".join(text))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number may have too many digits
         raise ValueError(f"{source}: not valid JSON ({error}). Give an array of objects.") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"{source}, row {number}: a {type(row).__name__}, not a JSON object with named fields.")
+            raise ValueError(f"{source}, row {number}: {_kind(row)}, not a JSON object with named fields.")
         yield f"row {number}", row
 
 
@@ -173,8 +204,7 @@ def _csv_rows(lines: Iterator[str], source: str) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
-    import datasets
-
+    datasets = _datasets()
     with tempfile.TemporaryDirectory() as cache:  # streaming reads the file itself; the cache gets only lock files
         yield from _dataset_rows(
             lambda: datasets.load_dataset(
@@ -186,8 +216,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _folder_rows(path: Path, config: str | None, split: str, name: str) -> Iterator[Row]:
-    import datasets
-
+    datasets = _datasets()
     source = f"{name}: {path}"
     if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
         way_out = "Save the folder again with datasets' save_to_disk"
@@ -196,24 +225,80 @@ def _folder_rows(path: Path, config: str | None, split: str, name: str) -> Itera
     if glob.escape(str(path.resolve())) != str(path.resolve()):
         raise ValueError(f"{source}: `datasets` takes *, ? and [ in its path for a pattern. Rename the folder.")
     with tempfile.TemporaryDirectory() as cache:
+
+        def laid_out() -> Any:
+            _check_card(path)
+            return datasets.load_dataset(str(path.resolve()), name=config, split=split, streaming=True, cache_dir=cache)
+
         yield from _dataset_rows(
-            lambda: datasets.load_dataset(
-                str(path.resolve()), name=config, split=split, streaming=True, cache_dir=cache
-            ),
+            laid_out,
             source,
             "Give a folder saved by datasets' save_to_disk, or one laid out like a hub data set, and one of its splits",
         )
 
 
 def _saved_split(path: Path, split: str, source: str) -> Any:
-    import datasets
-
+    datasets = _datasets()
+    _check_names(path)
     saved = datasets.load_from_disk(str(path))
     if isinstance(saved, datasets.Dataset):
         return saved
     if split not in saved:
         raise ValueError(f"there is no split {split!r}, only {listed(map(str, saved))}")
     return saved[split]
+
+
+def _check_names(folder: Path) -> None:
+    """Raise ValueError where a saved folder names a file or a split that is not in it, or a file of it is damaged."""
+    parts = [folder]
+    if (folder / "dataset_dict.json").is_file():
+        splits = read_json(folder / "dataset_dict.json")["splits"]
+        parts = [within(folder, str(split), folder / "dataset_dict.json") for split in splits]
+    for part in parts:
+        state = part / "state.json"
+        for file in read_json(state)["_data_files"] if state.is_file() else ():
+            _check_arrow(within(part, str(file["filename"]), state))
+
+
+def _check_arrow(path: Path) -> None:
+    """Raise ValueError for an Arrow file whose texts lie outside it: read by `datasets`, they crash the process."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        for batch in pa.ipc.open_stream(file):
+            batch.validate(full=True)
+
+
+def _check_card(folder: Path) -> None:
+    """Raise ValueError where the card of a folder names data that is not in it."""
+    import yaml
+
+    for card in (folder / "README.md", folder / ".huggingface.yaml"):
+        if not card.is_file():
+            continue
+        text = card.read_text(encoding="utf-8")
+        for name in _named_data(yaml.safe_load(text if card.suffix == ".yaml" else _front_matter(text))):
+            if "://" in name or name.startswith("~"):
+                raise ValueError(f"{card} names {name[:80]!r}, which is not in the folder: copy the data into it")
+            within(folder, name, card)
+
+
+def _front_matter(text: str) -> str:
+    """What stands between the first two lines `---` of a card."""
+    begun, _, rest = text.removeprefix("\ufeff").partition("\n")
+    return re.split(r"(?m)^---\s*$", rest, maxsplit=1)[0] if begun.strip() == "---" else ""
+
+
+def _named_data(value: Any, named: bool = False) -> Iterator[str]:
+    """Every text within the entries `data_files` and `data_dir` of a card, wherever they stand."""
+    if isinstance(value, str) and named:
+        yield value
+    items = (
+        value.items() if isinstance(value, dict) else ((None, one) for one in value) if isinstance(value, list) else ()
+    )
+    for key, item in items:
+        inside = key in ("data_files", "data_dir") or (named and key != "split")
+        yield from _named_data(item, inside)
 
 
 def _hub_rows(dataset: str, config: str | None, split: str, name: str) -> Iterator[Row]:
@@ -228,12 +313,12 @@ def _hub_rows(dataset: str, config: str | None, split: str, name: str) -> Iterat
 
 
 def _dataset_rows(load: Callable[[], Any], source: str, way_out: str) -> Iterator[Row]:
-    from datasets.exceptions import DatasetsError
-
     number = 0
     try:
         for number, row in enumerate(load(), start=1):
             yield f"row {number}", row
-    except (OSError, ValueError, DatasetsError) as error:
-        after = f" after row {number}" if number else ""
-        raise ValueError(f"{source}: cannot be read{after} ({error}). {way_out}.") from error
+    except Exception as error:  # the library trusts its own files: a spoiled one raises whatever its parsing raises
+        after, said = f" after row {number}" if number else "", str(error)
+        if not isinstance(error, (OSError, ValueError)):
+            said = f"{type(error).__name__}: {said}"
+        raise ValueError(f"{source}: cannot be read{after} ({said}). {way_out}.") from error

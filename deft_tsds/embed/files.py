@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from deft_tsds.arrays import check_count
+from deft_tsds.cost import available_memory
 
 Raw = tuple[Literal["float16", "float32", "float64"], int]
 """Dtype and number of columns of a raw memory-map, little-endian, row after row."""
@@ -36,6 +38,8 @@ def open_matrix(path: Path, *, name: str, column: str | None = None, raw: Raw | 
         )
     if column is not None and path.suffix != ".parquet":
         raise ValueError(f"{name}: {path} has no columns: leave out column ({column!r}), which is for .parquet.")
+    if path.is_dir():
+        raise ValueError(f"{name}: {path} is a folder: give the file with the array.")
     if not path.is_file():
         raise ValueError(f"{name}: {path} is missing: check the path.")
     if raw is not None:
@@ -43,17 +47,73 @@ def open_matrix(path: Path, *, name: str, column: str | None = None, raw: Raw | 
     if path.suffix == ".parquet":
         return _parquet(path, column, name)
     try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            if len(loaded.files) != 1:
-                raise ValueError(f"it holds {len(loaded.files)} arrays: keep one")
-            return loaded[loaded.files[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return open_npy(path) if path.suffix == ".npy" else _only_array(path)
+    except ValueError as error:
         raise ValueError(
             f"{name}: {path} cannot be read ({error}). Save one array of floats with numpy.save."
         ) from error
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file as a read-only memory-map: no pickle, and no memory for what the file only promises.
+
+    Raises:
+        ValueError: whatever is wrong with the file, without its name.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(6) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError("it does not begin as a .npy file does")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # the header is parsed as Python is: a spoiled one raises whatever a parser raises
+        raise ValueError(_said(error)) from error
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name, in memory; never a pickle, nor more than the machine has memory for.
+
+    Raises:
+        ValueError: whatever is wrong with the file, without its name.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        limit = available_memory()
+        if limit is not None and size > limit:
+            raise ValueError(
+                f"unpacked it takes {size / 1e9:.3g} GB and {limit / 1e9:.3g} GB are available; a .npy file need not "
+                "be unpacked"
+            )
+        with np.load(path, allow_pickle=False) as saved:
+            return {name: _member(saved, name) for name in saved.files}
+    except Exception as error:  # a spoiled archive raises whatever zipfile, zlib and the parser of headers raise
+        raise ValueError(_said(error)) from error
+
+
+def _member(saved: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """One array of an archive, whose header must promise no more than the archive holds."""
+    file = f"{name}.npy" if f"{name}.npy" in saved.zip.namelist() else name
+    with saved.zip.open(file) as member:
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f"{name!r} is of version {version} of the .npy format, which is not read here")
+        shape, _, dtype = read[version](member)
+        promised, held = math.prod(shape) * dtype.itemsize, saved.zip.getinfo(file).file_size
+    if promised > held:
+        raise ValueError(f"{name!r} says that it has {promised} bytes, and there are {held}")
+    return saved[name]
+
+
+def _only_array(path: Path) -> np.ndarray:
+    arrays = read_npz(path)
+    if len(arrays) != 1:
+        raise ValueError(f"it holds {len(arrays)} arrays: keep one")
+    return next(iter(arrays.values()))
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _raw(path: Path, raw: Raw, name: str) -> np.ndarray:
@@ -85,7 +145,7 @@ def _parquet(path: Path, column: str | None, name: str) -> np.ndarray:
             raise ValueError(f"{column!r} is no column of lists of floats; there are {', '.join(lists) or 'none'}")
         chunks = file.read(columns=[column or lists[0]]).column(0).combine_chunks()
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{name}: {path} cannot be read ({error}).") from error
+        raise ValueError(f"{name}: {path} cannot be read ({error}). Check that it is a whole parquet file.") from error
     lengths = pc.call_function("list_value_length", [chunks]).fill_null(-1).to_numpy(zero_copy_only=False)
     if not len(lengths):
         raise ValueError(f"{name}: {path} has no rows.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -51,6 +51,30 @@ def untrained(name: str | Path) -> str | None:
     """What of the model in a folder has never been trained, in the words of its file `UNTRAINED`; None without one."""
     mark = Path(name).expanduser() / "UNTRAINED"
     return mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
+
+
+def within(folder: Path, name: str, where: Path) -> Path:
+    """The path of what a file of a folder names in it.
+
+    Args:
+        folder: that nothing may leave.
+        name: what is named.
+        where: the file that names it, for the error.
+
+    Raises:
+        ValueError: an absolute path, one with "..", or a link that leads out of the folder (but for the links by which
+            the hub's cache holds a snapshot).
+    """
+    path, home = folder / name, folder.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    plain = "\0" not in name and ".." not in parts and not Path(name).is_absolute()
+    if not plain or not any(path.resolve().is_relative_to(one) for one in homes):
+        raise ValueError(
+            f"{where} names {name[:80]!r}, which leads out of {folder}: nothing outside a folder is read because a "
+            "file in it says so. Copy what is meant into the folder."
+        )
+    return path
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from deft_tsds.arrays import check_count, normalize_rows
+from deft_tsds.embed.files import read_npz
 from deft_tsds.runs import atomic_write
 
 # A projection shorter than this is rounding noise of unit-length TF-IDF rows in float32, not a direction.
@@ -64,6 +64,8 @@ class Lexical:
         check_count(self.power_iterations, "power_iterations", 0)
         for name in ("word_ngrams", "char_ngrams"):
             shortest, longest = getattr(self, name)
+            check_count(shortest, f"the shortest of {name}", 0)
+            check_count(longest, f"the longest of {name}", 0)
             if not 1 <= shortest <= longest:
                 raise ValueError(f"{name} is {(shortest, longest)}: give the shortest, at least 1, then the longest.")
 
@@ -155,6 +157,21 @@ class LexicalEncoder:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def _check(self) -> None:
+        """Raise ValueError where the arrays do not fit one another or the recipe."""
+        columns_F, frequency_F, vectors_FxD = self.columns_F, self.inverse_frequency_F, self.vectors_FxD
+        kinds = (columns_F.dtype, frequency_F.dtype, vectors_FxD.dtype)
+        if kinds != (np.int64, np.float32, np.float32):
+            raise ValueError(f"its arrays are {', '.join(map(str, kinds))}, not int64, float32, float32")
+        if columns_F.ndim != 1 or frequency_F.shape != columns_F.shape or vectors_FxD.ndim != 2:
+            raise ValueError(f"its arrays have shapes {columns_F.shape}, {frequency_F.shape} and {vectors_FxD.shape}")
+        if not len(columns_F) or len(vectors_FxD) != len(columns_F) or not vectors_FxD.shape[1]:
+            raise ValueError(f"it has {len(columns_F)} columns and vectors of shape {vectors_FxD.shape}")
+        if columns_F[0] < 0 or columns_F[-1] >= 2 * self.recipe.hash_features or (np.diff(columns_F) <= 0).any():
+            raise ValueError("its columns do not ascend within those of the recipe")
+        if not (np.isfinite(frequency_F).all() and np.isfinite(vectors_FxD).all()):
+            raise ValueError("its arrays hold NaN or infinite values")
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts; each row depends on its own text alone.
 
@@ -191,16 +208,18 @@ class LexicalEncoder:
             ValueError: a file that is broken or that `save` did not write.
         """
         try:
-            with np.load(path, allow_pickle=False) as saved:
-                recipe: dict[str, Any] = json.loads(str(saved["recipe"]))
-                recipe |= {key: tuple(recipe[key]) for key in ("word_ngrams", "char_ngrams")}
-                return cls(
-                    recipe=Lexical(**recipe),
-                    columns_F=saved["columns"],
-                    inverse_frequency_F=saved["inverse_frequency"],
-                    vectors_FxD=saved["vectors"],
-                )
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            saved = read_npz(Path(path))
+            recipe: dict[str, Any] = json.loads(str(saved["recipe"]))
+            recipe |= {key: tuple(recipe[key]) for key in ("word_ngrams", "char_ngrams")}
+            made = cls(
+                recipe=Lexical(**recipe),
+                columns_F=saved["columns"],
+                inverse_frequency_F=saved["inverse_frequency"],
+                vectors_FxD=saved["vectors"],
+            )
+            made._check()
+            return made
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} holds no lexical encoder ({error}). Fit it again and save it.") from error
 
 

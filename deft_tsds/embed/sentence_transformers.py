@@ -64,8 +64,10 @@ class SentenceTransformers:
     def _model(self) -> Any:
         package = importlib.import_module("sentence_transformers")
         try:
-            return package.SentenceTransformer(self.model, device=self.device)
-        except (OSError, ValueError) as error:
+            return package.SentenceTransformer(
+                self.model, device=self.device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
+        except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"The sentence-transformers model {self.model!r} cannot be loaded ({error}). Give a folder that "
                 "SentenceTransformer.save wrote, or a hub name that is in the local cache or can be downloaded."

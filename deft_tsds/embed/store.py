@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import numpy as np
 from deft_tsds.arrays import Rows, check_count, normalize_rows
 from deft_tsds.embed import Encoder
 from deft_tsds.runs import atomic_write, read_json, track, write_json
+from deft_tsds.shards import Shards, shards_of
 
 FORMAT = 1
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.npy", re.ASCII)
 # Texts handed to the encoder at once: enough to sort by length, few enough for a bar that moves.
 _ROWS_AT_ONCE = 2048
 
@@ -62,49 +66,40 @@ class Store(Rows):
     normalized: bool
     shards: tuple[Shard, ...]
 
+    checked = True  # as it is read
+
     @property
     def shape(self) -> tuple[int, int]:
         return (self.rows, self.dimension)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield each shard in order as a read-only memory-map, float32 [rows, D]."""
-        for shard in self.shards:
-            yield self._open(shard)
+        return self.files.blocks()
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Read some rows, by a slice or by row numbers >= 0 in any order: float32, in memory unless one shard has a
         slice whole. So a store can stand where functions read a memory-map in blocks."""
-        if not isinstance(rows, slice):
-            return self._gathered(np.asarray(rows))
-        start, stop, step = rows.indices(self.rows)
-        if step != 1:
-            return self._gathered(np.arange(start, stop, step))
-        pieces, first = [], 0
-        for shard in self.shards:
-            if max(start, first) < min(stop, first + shard.rows):
-                pieces.append(self._open(shard)[max(start - first, 0) : stop - first])
-            first += shard.rows
-        if not pieces:
-            return np.empty((0, self.dimension), np.float32)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return self.files[rows]
 
-    def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
-            raise IndexError(f"{self.folder} has rows 0 to {self.rows - 1}, not {rows.min()} to {rows.max()}.")
-        gathered = np.empty((len(rows), self.dimension), np.float32)
-        first = 0
+    @cached_property
+    def files(self) -> Shards:
+        """The same rows as plain files, each of them what `store.json` says."""
+        files = []
         for shard in self.shards:
-            here = np.flatnonzero((rows >= first) & (rows < first + shard.rows))
-            gathered[here] = self._open(shard)[rows[here] - first]
-            first += shard.rows
-        return gathered
-
-    def _open(self, shard: Shard) -> np.ndarray:
-        return np.load(self.folder / shard.file, mmap_mode="r", allow_pickle=False)
+            path, wanted = self.folder / shard.file, (shard.rows, self.dimension)
+            try:
+                (file,) = shards_of([(str(path), {"size": shard.bytes, "stamp": shard.sha256})]).files
+            except ValueError as error:
+                raise ValueError(_damaged(path, f"it cannot be read ({error})")) from error
+            if file.dtype != "<f4" or (file.rows, file.dimension) != wanted:
+                found = f"{np.dtype(file.dtype)} {(file.rows, file.dimension)}"
+                raise ValueError(_damaged(path, f"it is {found} instead of float32 {wanted}"))
+            files.append(file)
+        return Shards(files)
 
     def array(self) -> np.ndarray:
         """Read the whole store: float32 [N, D], in memory."""
-        return self._gathered(np.arange(self.rows))
+        return self.files[np.arange(self.rows)]
 
     def fingerprint(self) -> str:
         """SHA-256 of the contents, in hexadecimal, from the hashes of the shards."""
@@ -176,7 +171,7 @@ def write_store(
             grown_at = [*grown_at, known]
         else:
             _refuse_other(folder, there, request)
-        finished = {shard.file: shard for shard in header["shards"] if (folder / shard.file).exists()}
+        finished = {shard.file: shard for shard in header["shards"] if (folder / shard.file).is_file()}
         for shard in finished.values():
             _check_size(folder, shard)
 
@@ -224,7 +219,7 @@ def open_store(folder: str | Path) -> Store:
     header = _read_header(folder)
     request, shards = header["request"], header["shards"]
     for shard in shards:
-        if not (folder / shard.file).exists():
+        if not (folder / shard.file).is_file():
             raise ValueError(f"{folder / shard.file} is missing. Run write_store again: it makes that shard anew.")
         _check_size(folder, shard)
     done = sum(shard.rows for shard in shards)
@@ -304,11 +299,44 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         if header["request"]["format"] != FORMAT:
             raise ValueError(f"{path} has format {header['request']['format']}; this version reads {FORMAT}.")
-        return {"grown_at": [], **header, "shards": [Shard(**shard) for shard in header["shards"]]}
+        header = {"grown_at": [], **header, "shards": [Shard(**shard) for shard in header["shards"]]}
+        _check_header(header)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no header of an embedding store ({error}). Delete the folder and embed anew."
         ) from error
+    for shard in header["shards"]:
+        if not _SHARD_NAME.fullmatch(shard.file) or (folder / shard.file).is_symlink():
+            raise ValueError(
+                f"{path} names {shard.file[:80]!r}, which is no file of the store itself (shard-00000.npy and so on): "
+                "nothing outside its folder is read. Copy the store whole, or embed anew."
+            )
+    return header
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Raise TypeError for a value of another kind than `write_store` writes."""
+    request = header["request"]
+    texts = {"encoder": request["encoder"], "texts": request["texts"], "ids": request["ids"] or ""}
+    texts |= {f"shard {n}.{key}": getattr(s, key) for n, s in enumerate(header["shards"]) for key in ("file", "sha256")}
+    counts = {"rows": request["rows"], "shard_rows": request["shard_rows"], "dimension": header["dimension"]}
+    counts |= {f"shard {n}.{key}": getattr(s, key) for n, s in enumerate(header["shards"]) for key in ("rows", "bytes")}
+    counts |= {f"grown_at {n}": at for n, at in enumerate(header["grown_at"])}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {str(value)[:60]}, not text")
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise TypeError(f"{name} is {str(value)[:60]}, not a whole number of at least 1")
+    if not isinstance(request["settings"], dict) or not isinstance(request["normalized"], bool):
+        raise TypeError("settings is no object, or normalized is neither true nor false")
+    for shard in header["shards"]:
+        if shard.bytes < 4 * shard.rows * header["dimension"]:
+            raise TypeError(f"{shard.bytes} bytes are too few for {shard.rows} rows of {header['dimension']} numbers")
+    if len({shard.file for shard in header["shards"]}) < len(header["shards"]):
+        raise TypeError("a shard is listed twice")
+    if any(later <= earlier for earlier, later in itertools.pairwise(header["grown_at"])):
+        raise TypeError("grown_at does not ascend")
 
 
 def _check_size(folder: Path, shard: Shard) -> None:

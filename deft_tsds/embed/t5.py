@@ -30,9 +30,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deft_tsds.arrays import check_count
-from deft_tsds.embed.folders import folder_hash, model_folder, open_weights, read_settings, weight_files
+from deft_tsds.embed.folders import folder_hash, model_folder, open_weights, read_settings, weight_files, within
 from deft_tsds.runs import read_json
-from deft_tsds.t5.load import COPIES, TENSORS, load_tokenizer
+from deft_tsds.t5.load import COPIES, TENSORS, check_layers, load_tokenizer
 from deft_tsds.t5.model import T5, T5Config
 from deft_tsds.training.sharding import DATA, make_mesh
 
@@ -222,6 +222,11 @@ def load_encoder(folder: Path, *, dtype: str = "float32") -> T5:
         del model.decoder, model.lm_head_VxD
         return model
 
+    stored_names = set()
+    for file in weight_files(folder):
+        with open_weights(file) as tensors:
+            stored_names.update(tensors.keys())
+    check_layers(config, stored_names, folder)
     graph, state = nnx.split(nnx.eval_shape(encoder))
     parameters = dict(nnx.to_flat_state(state))
     wanted = {}
@@ -252,6 +257,18 @@ def load_encoder(folder: Path, *, dtype: str = "float32") -> T5:
     return nnx.merge(graph, nnx.from_flat_state(parameters))
 
 
+def _module_list(folder: Path) -> list[tuple[str, Path]]:
+    """The name of the type and the folder of each module that `modules.json` names; no type is imported."""
+    path, found = folder / "modules.json", read_json(folder / "modules.json")
+    if not isinstance(found, list) or not all(isinstance(part, dict) for part in found):
+        raise ValueError(f"{path} is no list of modules: give a folder that SentenceTransformer.save wrote.")
+    parts = [(part.get("type"), part.get("path")) for part in found]
+    for number, part in enumerate(parts):
+        if not all(isinstance(text, str) for text in part):
+            raise ValueError(f"{path}, module {number}, has no type and path: copy or download the folder again.")
+    return [(str(kind).rpartition(".")[2], within(folder, str(where), path)) for kind, where in parts]
+
+
 def _sentence_head(folder: Path) -> _Head:
     """Read a sentence-transformers folder: a T5, the mean of its states, a linear map, unit length; nothing else.
 
@@ -263,7 +280,7 @@ def _sentence_head(folder: Path) -> _Head:
             f"{folder} has no modules.json: the pooling 'sentence' needs a folder that SentenceTransformer.save wrote. "
             "For a plain T5 take 'mean' or 'position'."
         )
-    modules = [(part["type"].rpartition(".")[2], folder / part["path"]) for part in read_json(folder / "modules.json")]
+    modules = _module_list(folder)
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in (
         [],
@@ -295,6 +312,9 @@ def _sentence_head(folder: Path) -> _Head:
             dense_DxE = np.ascontiguousarray(tensors.get_tensor("linear.weight").astype(np.float32).T)
     said = where["Transformer"] / "sentence_bert_config.json"
     limits = read_settings(said) if said.is_file() else {}
+    longest = limits.get("max_seq_length")
+    if longest is not None:
+        check_count(longest, f"{said}: max_seq_length", 1)
     if limits.get("do_lower_case"):
         raise ValueError(f"{folder} lowers the case of texts: use the sentence-transformers encoder.")
-    return _Head(where["Transformer"], dense_DxE, "Normalize" in where, limits.get("max_seq_length"))
+    return _Head(where["Transformer"], dense_DxE, "Normalize" in where, longest)

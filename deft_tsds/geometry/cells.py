@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from deft_tsds.arrays import row_blocks
+from deft_tsds.geometry.mesh import Part, exchanged, own_rows, processes, rows_of
 
 _CELL = 250  # rows of a cell, on average, but no more cells than this, nor than 0.8 sqrt N
 _CELLS = 512
@@ -53,7 +55,8 @@ class Packed:
         cell_T, cell_N: the cell of each tile and of each packed row.
         rows_NxF: float32, F = D + 4: x about the origin asked for, |x|^2, what float32 leaves of it, 1, 1.
         squares_N: float32, |u|^2.
-        reach_KxN: float32, u.(c_k - c_own): how far a row reaches towards another centroid.
+        reach_KxN: u.(c_k - c_own), how far a row reaches towards another centroid: the largest of these matrices, so
+            it is kept in 16 bits (`halved`, upwards: a bound stays one) and read by `reach`.
         reach_TxK: float32, the farthest of a tile.
         sketch_NxE: float32, E + 2 columns: Pu for the projection P on the basis; |u - Pu|, rounded upwards; 1. No
             columns without a basis.
@@ -70,6 +73,18 @@ class Packed:
     reach_TxK: np.ndarray
     sketch_NxE: np.ndarray
 
+    def reach(self, cells: int | slice, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """float32, the reach of some packed rows towards one cell or some."""
+        bits = self.reach_KxN[cells, rows].astype(np.uint32)
+        return np.left_shift(bits, 16, out=bits).view(np.float32)
+
+
+def halved(numbers: np.ndarray) -> np.ndarray:
+    """The upper halves, uint16, of finite float32 numbers: rounded upwards, by less than 1 part in 128."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.int32)
+    # Of a negative number what is cut off brings it up; to a positive one, all ones below are added.
+    return ((bits + (0xFFFF & ~(bits >> 31))) >> 16).astype(np.uint16)
+
 
 def rounding(d: int, radius: float) -> float:
     """A bound on the rounding of a squared distance that a few float32 products over D columns make up.
@@ -79,21 +94,33 @@ def rounding(d: int, radius: float) -> float:
     return 64 * (d + 8) * 2.0**-24 * radius**2
 
 
-def find_cells(points_UxD: np.ndarray, pool_NxD: np.ndarray, threads: ThreadPoolExecutor, *, dimensions: int) -> Cells:
-    """Cells of the pool, and a basis of so many dimensions, about the mean of the points."""
+def find_cells(
+    points_UxD: np.ndarray,
+    pool_NxD: np.ndarray,
+    threads: ThreadPoolExecutor,
+    *,
+    dimensions: int,
+    mesh: Mesh | None = None,
+) -> Cells:
+    """Cells of the pool, and a basis of so many dimensions, about the mean of the points. On a mesh every process has
+    the points and reads its own rows of the pool."""
     n, d = pool_NxD.shape
     # A shift changes no distance, but it shrinks the norms and with them the rounding.
     center_D = _mean(points_UxD)
-    matrices = [points_UxD] if pool_NxD is points_UxD else [points_UxD, pool_NxD]
-    radius = max(_largest_norm(matrix, center_D) for matrix in matrices)
+    radius = _largest_norm(points_UxD, center_D)
+    if pool_NxD is not points_UxD:
+        own = _largest_norm(Part(pool_NxD, own_rows(mesh, n)), center_D)
+        radius = max(radius, float(exchanged(mesh, np.array([own])).max()))
     k = max(1, min(n // _CELL, 4 * math.isqrt(n) // 5, _CELLS))
     rng = np.random.default_rng(0)  # a fixed seed is right here: no answer depends on the cells
-    sample_SxD = pool_NxD[np.sort(rng.choice(n, min(n, 20 * k), replace=False))] - center_D
+    sample_SxD = rows_of(mesh, pool_NxD, np.sort(rng.choice(n, min(n, 20 * k), replace=False))) - center_D
     centroids_KxD = _farthest_first(rng.permutation(sample_SxD)[: 10 * k], k)
     for _ in range(2):
         centroids_KxD = _lloyd(sample_SxD, np.float32(0), centroids_KxD, threads)
     # Centroids of a small sample lie off the middle of their cells, and that costs more than this pass.
-    centroids_KxD = _lloyd(pool_NxD[:: 1 + n // _CENTROID_ROWS], center_D, centroids_KxD, threads)
+    step = 1 + n // _CENTROID_ROWS
+    more_RxD = pool_NxD[::step] if processes(mesh).size == 1 else rows_of(mesh, pool_NxD, np.arange(0, n, step))
+    centroids_KxD = _lloyd(more_RxD, center_D, centroids_KxD, threads)
 
     # Cells that lie together get numbers that do: the first centroids of all are far apart and serve as their middles.
     coarse_K = _nearest(centroids_KxD, centroids_KxD[: math.isqrt(k)])
@@ -129,7 +156,7 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
     cell_T = cell_N[[tile.start for tile in tiles]]
 
     rows_NxF, squares_N = np.empty((n, d + 4), np.float32), np.empty(n, np.float32)
-    reach_KxN, reach_TxK = np.empty((k, n), np.float32), np.empty((len(tiles), k), np.float32)
+    reach_KxN, reach_TxK = np.empty((k, n), np.uint16), np.empty((len(tiles), k), np.float32)
     width = cells.basis_DxE.shape[1]
     sketch_NxE = np.empty((n, width + 2 if width else 0), np.float32)
 
@@ -142,7 +169,8 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
         rows_NxF[tile, d + 2 :] = 1
         u_RxD = matrix_NxD[order_N[tile]] - cells.center_D - own_D
         squares_N[tile] = squares(u_RxD)
-        reach_KxN[:, tile] = reach_KxR = (centroids_KxD - own_D) @ u_RxD.T
+        reach_KxR = (centroids_KxD - own_D) @ u_RxD.T
+        reach_KxN[:, tile] = halved(reach_KxR)
         reach_TxK[t] = reach_KxR.max(axis=1)
         if width:
             sketch_NxE[tile, :-2] = projected_RxE = u_RxD @ cells.basis_DxE
@@ -206,6 +234,6 @@ def _mean(matrix_NxD: np.ndarray) -> np.ndarray:
     return np.asarray(sum_D / len(matrix_NxD), dtype=np.float32)
 
 
-def _largest_norm(matrix: np.ndarray, center_D: np.ndarray) -> float:
+def _largest_norm(matrix: Any, center_D: np.ndarray) -> float:
     blocks = row_blocks(len(matrix), row_bytes=4 * matrix.shape[1], budget_bytes=2**22)
-    return max(math.sqrt(squares(matrix[rows] - center_D).max()) for rows in blocks)
+    return max((math.sqrt(squares(matrix[rows] - center_D).max()) for rows in blocks), default=0.0)

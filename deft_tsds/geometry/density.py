@@ -16,6 +16,9 @@ dearer and sharper than the one before:
 - Sketch. u.v <= Pu.Pv + |Qu| |Qv| for a projection P on a few dimensions, Q = 1 - P: a product over fewer columns.
 
 What is left is measured. No bound changes a sum beyond rounding: each leaves a margin for its own.
+
+On a mesh the work is dealt out to the processes and their accelerators in pieces that are the same on any mesh: tiles
+of points, blocks of a separate pool. Sums over pieces are exact (`mesh.grid`), so that no mesh can change a density.
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import Rows, as_matrix, check_real, check_same_width, row_blocks, usable_cpus
+from deft_tsds.arrays import Rows, check_real, check_same_width, row_blocks, usable_cpus
 from deft_tsds.geometry.buffers import Buffers
 from deft_tsds.geometry.cells import Cells, Packed, find_cells, pack, rounding, squares
+from deft_tsds.geometry.mesh import Layout, as_shared_matrix, grid, mesh_of, place_of, processes, rows_of, summed
 from deft_tsds.runs import track
 
 _ROWS = 1024  # rows that are compared with one tile at a time
@@ -57,7 +62,9 @@ _Shares = list[tuple[np.ndarray, np.ndarray]]
 """Packed rows, and what to add to their sums."""
 
 
-def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any = None) -> np.ndarray:
+def kernel_density(
+    points: Any, *, bandwidth: float, pool: Any = None, rows: Any = None, mesh: Mesh | None = None
+) -> np.ndarray:
     """Compute rho_j = sum_x max(0, 1 - |x_j - x|^2 / h^2) over all rows x of the pool (TSDS, kernel of its G_KDE).
 
     Exact. Pairs farther apart than h are ruled out in bulk, as far as the data allow; at worst it takes U N D
@@ -70,17 +77,28 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any
         pool: [N, D] real, may be a memory-map; the points themselves when None (each then counts itself: rho_j >= 1).
         rows: [U] numbers of the rows of `points` that are meant, as in `points[rows]`, but without that copy; all when
             None.
+        mesh: the devices to work on, whatever the axes; all devices of all processes when None. Every process holds
+            the points, and reads its own rows of a separate pool.
 
     Returns:
         density_U float32.
 
     Raises:
         ValueError: bad rows, different widths, bandwidth not above 0, row numbers that `points` does not have.
+
+    Example:
+        >>> points = np.array([[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]])  # a row, its copy, and one far away
+        >>> dt.kernel_density(points, bandwidth=1.0)
+        array([2., 2., 1.], dtype=float32)
     """
-    points_UxD = as_matrix(points, "points")
-    if rows is not None:
-        points_UxD = cast(np.ndarray, _Gathered(points_UxD, _row_numbers(rows, len(points_UxD))))
-    pool_NxD = points_UxD if pool is None else as_matrix(pool, "pool")
+    mesh = mesh_of(mesh)
+    points_UxD = matrix_NxD = as_shared_matrix(points, "points", mesh)
+    rows_U = None if rows is None else _row_numbers(rows, len(matrix_NxD))
+    if processes(mesh).size > 1:
+        points_UxD = rows_of(mesh, matrix_NxD, np.arange(len(matrix_NxD)) if rows_U is None else rows_U)
+    elif rows_U is not None:
+        points_UxD = cast(np.ndarray, _Gathered(matrix_NxD, rows_U))
+    pool_NxD = points_UxD if pool is None else as_shared_matrix(pool, "pool", mesh)
     check_same_width(points_UxD, pool_NxD, "points", "pool")
     bandwidth = check_real(bandwidth, "bandwidth", above=0.0)
 
@@ -89,16 +107,22 @@ def kernel_density(points: Any, *, bandwidth: float, pool: Any = None, rows: Any
     # One BLAS thread to a worker: the products are small, and a sum then never depends on the number of threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as threads:
         dimensions = points_UxD.shape[1] // 4 if sketched else 0
-        kernel = _Kernel.of(find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions), bandwidth)
+        cells = find_cells(points_UxD, pool_NxD, threads, dimensions=dimensions, mesh=None if pool is None else mesh)
+        kernel = _Kernel.of(cells, bandwidth, grid(1, len(pool_NxD)))
         packed = pack(points_UxD, kernel.cells, threads, origin_D=kernel.origin_D)
-        for block in [slice(None)] if pool is None else row_blocks(len(pool_NxD), 1, _POOL_ROWS):
-            other = packed if pool is None else pack(pool_NxD[block], kernel.cells, threads, origin_D=kernel.origin_D)
+        mine = Layout.of(processes(mesh), len(pool_NxD), multiple=_POOL_ROWS).mine
+        for block in [slice(None)] if pool is None else row_blocks(mine.stop - mine.start, 1, _POOL_ROWS):
+            other = packed
+            if pool is not None:
+                rows_BxD = pool_NxD[mine.start + block.start : mine.start + block.stop]
+                other = pack(rows_BxD, kernel.cells, threads, origin_D=kernel.origin_D)
+            place = place_of(mesh) if pool is None else (0, 1)
             if jax.default_backend() == "cpu":
-                sums_U += _on_host(packed, other, kernel, threads)
+                sums_U += _on_host(packed, other, kernel, threads, place)
             else:
-                sums_U += _on_device(packed, other, kernel)
+                sums_U += _on_devices(packed, other, kernel, mesh, place)
     density_U = np.empty(len(sums_U), np.float32)
-    density_U[packed.order_N] = sums_U
+    density_U[packed.order_N] = kernel.step * summed(mesh, sums_U)
     return density_U
 
 
@@ -136,9 +160,10 @@ class _Kernel:
     origin_D: np.ndarray  # the shift rounds the rows: too much where float64 is needed, and of no use there
     margin: float  # for the rounding of a bound on a squared distance
     reach_KxK: np.ndarray  # float32: two points within h reach so far together, each towards the cell of the other
+    step: float  # what a piece adds is rounded to whole steps
 
     @classmethod
-    def of(cls, cells: Cells, bandwidth: float) -> _Kernel:
+    def of(cls, cells: Cells, bandwidth: float, step: float) -> _Kernel:
         d = len(cells.center_D)
         error = math.sqrt(d) * 2.0**-24 * 2 * cells.radius**2
         tolerance = _KERNEL_TOLERANCE if jax.default_backend() == "cpu" else _DEVICE_TOLERANCE
@@ -146,7 +171,7 @@ class _Kernel:
         margin = rounding(d, cells.radius)
         reach_KxK = cells.squares_KxK - bandwidth * np.sqrt(cells.squares_KxK) - margin
         origin_D = cells.center_D if dtype == np.float32 else np.zeros_like(cells.center_D)
-        return cls(cells, bandwidth, dtype, origin_D, margin, reach_KxK.astype(np.float32))
+        return cls(cells, bandwidth, dtype, origin_D, margin, reach_KxK.astype(np.float32), step)
 
     def near_tiles(self, p: Packed, q: Packed) -> np.ndarray:
         """bool [tiles of p, tiles of q]: which pairs of tiles may hold two points within h of each other."""
@@ -155,17 +180,19 @@ class _Kernel:
 
     def far(self, p: Packed, cell: int) -> np.ndarray:
         """bool [rows of p]: which reach at least half of that towards a cell. Of two points within h, one does."""
-        return p.reach_KxN[cell] >= np.repeat(self.reach_KxK[p.cell_T, cell] / 2, p.sizes_T)
+        return p.reach(cell) >= np.repeat(self.reach_KxK[p.cell_T, cell] / 2, p.sizes_T)
 
     def count_far(self, p: Packed, q: Packed) -> np.ndarray:
-        """int64 [tiles of p, tiles of q]: rows of each tile of p that are far towards the cell of each tile of q."""
+        """int32 [tiles of p, tiles of q]: rows of each tile of p that are far towards the cell of each tile of q."""
         starts_T = [tile.start for tile in p.tiles]
-        of_cell = {cell: np.add.reduceat(self.far(p, cell), starts_T, dtype=np.int64) for cell in np.unique(q.cell_T)}
+        of_cell = {cell: np.add.reduceat(self.far(p, cell), starts_T, dtype=np.int32) for cell in np.unique(q.cell_T)}
         return np.stack([of_cell[cell] for cell in q.cell_T], axis=1)
 
 
-def _on_host(points: Packed, pool: Packed, kernel: _Kernel, threads: ThreadPoolExecutor) -> np.ndarray:
-    """Sums for the packed points, float64."""
+def _on_host(
+    points: Packed, pool: Packed, kernel: _Kernel, threads: ThreadPoolExecutor, place: tuple[int, int]
+) -> np.ndarray:
+    """Sums for the packed points in steps, float64: what the i-th of so many processes has to add."""
     near_PxQ = kernel.near_tiles(points, pool)
     far_points_PxQ = kernel.count_far(points, pool)
     far_pool_PxQ = kernel.count_far(pool, points).T
@@ -186,10 +213,10 @@ def _on_host(points: Packed, pool: Packed, kernel: _Kernel, threads: ThreadPoolE
         ]
     sums_U = np.zeros(len(points.order_N))
     for visit in visits:
-        columns = range(len(visit.q.tiles))
+        columns = range(place[0], len(visit.q.tiles), place[1])
         for shares in track(threads.map(visit.column, columns), "kernel density", total=len(columns)):
             for rows, values in shares:
-                np.add.at(sums_U, rows, values)
+                np.add.at(sums_U, rows, np.rint(values / kernel.step))
     return sums_U
 
 
@@ -234,9 +261,10 @@ class _Visit:
         whole_N, first_N, second_N = (
             np.repeat(tiles_PxQ[:, j], p.sizes_T) for tiles_PxQ in (self.whole_PxQ, self.first_PxQ, self.second_PxQ)
         )
-        limits_KxR = q.squares_N[tile] / 2 - q.reach_KxN[:, tile]
+        reach_KxR = q.reach(slice(None), tile)
+        limits_KxR = q.squares_N[tile] / 2 - reach_KxR
         # Two far rows meet twice, once from each side: the second time they are out of reach.
-        far_KxR = q.reach_KxN[:, tile] >= kernel.reach_KxK[:, cell, None] / 2
+        far_KxR = reach_KxR >= kernel.reach_KxK[:, cell, None] / 2
         again_KxR = np.where(far_KxR, np.float32(np.inf), limits_KxR)
         return [
             (np.flatnonzero(whole_N | first_N & far_N), limits_KxR),
@@ -250,7 +278,7 @@ class _Visit:
         shape = len(left), tile.stop - tile.start
         left_LxE = self.buffers.take(p.sketch_NxE, left, "left")
         near_L = kernel.cells.squares_KxK[p.cell_N[left], cell] - kernel.bandwidth**2 - kernel.margin
-        left_LxE[:, -1] = p.reach_KxN[cell, left] - (p.squares_N[left] + near_L) / 2
+        left_LxE[:, -1] = p.reach(cell, left) - (p.squares_N[left] + near_L) / 2
         bound_LxR = np.matmul(left_LxE, q.sketch_NxE[tile].T, out=self.buffers.get("product", shape, np.float32))
         limits_LxR = self.buffers.take(limits_KxR, p.cell_N[left], "limits")
         return np.greater_equal(bound_LxR, limits_LxR, out=self.buffers.get("hits", shape, bool))
@@ -324,24 +352,32 @@ class _Visit:
         return (rows >= tile.start) & (rows < tile.stop) if self.p is self.q else np.zeros(len(rows), bool)
 
 
-def _on_device(points: Packed, pool: Packed, kernel: _Kernel) -> np.ndarray:
-    """The same sums on an accelerator: blocks of one shape, left out where no two tiles in them are near."""
-    dtype = kernel.dtype
+def _on_devices(points: Packed, pool: Packed, kernel: _Kernel, mesh: Mesh | None, place: tuple[int, int]) -> np.ndarray:
+    """The same on the accelerators of a process: blocks of one shape, left out where no two tiles in them are near."""
+    dtype, devices = kernel.dtype, jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     with jax.enable_x64(True):
         blocks_P, holds_PxT = _device_blocks(points, dtype)
         blocks_Q, holds_QxT = (blocks_P, holds_PxT) if points is pool else _device_blocks(pool, dtype)
         near_PxQ = holds_PxT @ kernel.near_tiles(points, pool).astype(np.float32) @ holds_QxT.T > 0
-        pairs = np.argwhere(np.triu(near_PxQ) if points is pool else near_PxQ)
-        sums_P = [jnp.zeros(len(x)) for x, _ in blocks_P]
-        for i, j in track(pairs.tolist(), "kernel density"):
-            row_sums, column_sums = _kernel_sums(*blocks_P[i], *blocks_Q[j], kernel.bandwidth)
+        pairs = np.argwhere(np.triu(near_PxQ) if points is pool else near_PxQ)[place[0] :: place[1]]
+        sums_U = np.zeros(len(points.order_N))
+        shares = []
+        for device in devices:
+            left_P = jax.device_put(blocks_P, device)
+            right_Q = left_P if points is pool else jax.device_put(blocks_Q, device)
+            shares.append((left_P, right_Q, [jnp.zeros(len(x), device=device) for x, _ in blocks_P]))
+        for number, (i, j) in enumerate(track(pairs.tolist(), "kernel density")):  # computed while the next is dealt
+            left_P, right_Q, sums_P = shares[number % len(devices)]
+            row_sums, column_sums = _kernel_sums(*left_P[i], *right_Q[j], kernel.bandwidth, kernel.step)
             sums_P[i] = sums_P[i] + row_sums
             if points is pool and i != j:
                 sums_P[j] = sums_P[j] + column_sums
-        return np.concatenate([np.asarray(sums) for sums in sums_P])[: len(points.order_N)]
+        for *_, sums_P in shares:
+            sums_U += np.concatenate([np.asarray(sums) for sums in sums_P])[: len(sums_U)]
+        return sums_U
 
 
-def _device_blocks(packed: Packed, dtype: type) -> tuple[list[tuple[jax.Array, jax.Array]], np.ndarray]:
+def _device_blocks(packed: Packed, dtype: type) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
     """Blocks of equal size, the last one padded with zero rows, with weights: 1 for a row, 0 for padding. And which
     tiles lie in which block, float32 [blocks, tiles]."""
     n, d = len(packed.order_N), packed.rows_NxF.shape[1] - 4
@@ -351,14 +387,15 @@ def _device_blocks(packed: Packed, dtype: type) -> tuple[list[tuple[jax.Array, j
         rows = packed.rows_NxF[start : start + size, :-4]
         x, real = np.zeros((size, d), dtype), np.zeros(size)
         x[: len(rows)], real[: len(rows)] = rows, 1
-        blocks.append((jnp.asarray(x), jnp.asarray(real)))
+        blocks.append((x, real))
         holds_BxT.append([tile.start < start + size and tile.stop > start for tile in packed.tiles])
     return blocks, np.array(holds_BxT, np.float32)
 
 
 @jax.jit
-def _kernel_sums(x, x_real, y, y_real, bandwidth):
+def _kernel_sums(x, x_real, y, y_real, bandwidth, step):
     dot = jnp.einsum("ad,bd->ab", x, y, precision=jax.lax.Precision.HIGHEST)
     squared = jnp.sum(x * x, axis=1)[:, None] - 2 * dot + jnp.sum(y * y, axis=1)[None, :]
     kernel = jnp.maximum(0, 1 - jnp.maximum(squared, 0) / (bandwidth * bandwidth))
-    return jnp.sum(kernel * y_real, axis=1), jnp.sum(kernel * x_real[:, None], axis=0)
+    sums = jnp.sum(kernel * y_real, axis=1), jnp.sum(kernel * x_real[:, None], axis=0)
+    return jax.tree.map(lambda x: jnp.round(x / step), sums)

@@ -1,11 +1,13 @@
 """k-means: greedy k-means++ and Lloyd's iterations on points in memory, mini-batches on points that do not fit.
 
-Here the points are read, centred and brought to the device. The mathematics is in `kmeans_programs`, compiled; where
-the device is the CPU itself, Lloyd's iterations are those of `kmeans_host`, which end in the same place sooner.
+Here the points are read, centred and brought to the devices. The mathematics is in `kmeans_mesh`, compiled, and for
+mini-batches in `kmeans_programs`; where the only device is the CPU itself, Lloyd's iterations are those of
+`kmeans_host`, which end in the same place sooner.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from deft_tsds.arrays import as_matrix, check_count, check_real, normalize_rows
 from deft_tsds.geometry import kmeans_host as host
+from deft_tsds.geometry import kmeans_mesh
 from deft_tsds.geometry import kmeans_programs as programs
+from deft_tsds.geometry.mesh import Layout, as_shared_matrix, candidates_mesh, grid, mesh_of, spread_key, summed, whole
 from deft_tsds.runs import track
 from deft_tsds.sampling import check_key, generator_of
 
@@ -37,6 +42,11 @@ class KMeans:
         inertia: sum of squared distances of the points to their centroids.
         iterations: Lloyd iterations that were run; for mini-batches, passes over the points.
         converged: whether it stopped by itself before `max_iterations`.
+
+    Example:
+        >>> found = dt.kmeans(np.arange(12.0).reshape(6, 2), 3, key=jax.random.key(0))
+        >>> found.centroids_KxD.shape, found.labels_N.shape, found.converged
+        ((3, 2), (6,), True)
     """
 
     centroids_KxD: np.ndarray
@@ -62,6 +72,7 @@ def kmeans(
     spherical: bool = False,
     restarts: int = 1,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> KMeans:
     """Cluster points: min over c_1..c_k of sum_i min_j |x_i - c_j|^2, by Lloyd's iterations or by mini-batches.
 
@@ -89,6 +100,9 @@ def kmeans(
         restarts: the result of lowest inertia of so many runs, the first among equals; run r has the key
             `jax.random.fold_in(key, r)` when there is more than one.
         batch_size: rows of a mini-batch, k <= batch_size; None for Lloyd's iterations.
+        mesh: the devices to work on, whatever the axes; all devices of all processes when None. The same starts and
+            labels on any, in every process (`kmeans_mesh` says why). Mini-batches are not split: every process works
+            on all of them.
 
     Returns:
         A `KMeans` of NumPy arrays.
@@ -100,8 +114,17 @@ def kmeans(
     References:
         Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", 2007 (section 7 for the greedy form).
         Sculley, "Web-scale k-means clustering", 2010 (algorithm 1).
+
+    Example:
+        >>> points = np.array([[0.0], [0.5], [5.0], [5.5]])
+        >>> found = dt.kmeans(points, 2, key=jax.random.key(0))
+        >>> sorted(found.centroids_KxD[:, 0].tolist())
+        [0.25, 5.25]
+        >>> bool(found.labels_N[0] == found.labels_N[1])
+        True
     """
-    points_NxD = as_matrix(points, "points")
+    mesh = mesh_of(mesh) if batch_size is None else None
+    points_NxD = as_shared_matrix(points, "points", mesh)
     n, d = points_NxD.shape
     k = check_count(k, "k", 1, n)
     max_iterations = check_count(max_iterations, "max_iterations", 1)
@@ -120,7 +143,7 @@ def kmeans(
             raise ValueError(f"restarts is {restarts}, but all would end alike from one init: give init='k-means++'.")
 
     if batch_size is None:
-        run = _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical)
+        run = _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, mesh)
     else:
         batch_size = min(check_count(batch_size, "batch_size", k), n)
         run = partial(_minibatch, points_NxD, k, start_KxD, max_iterations, tolerance, spherical, batch_size)
@@ -139,12 +162,15 @@ class _Frame:
     spherical: bool
 
     @classmethod
-    def of(cls, points_NxD: np.ndarray, spherical: bool) -> _Frame:
+    def of(cls, points_NxD: np.ndarray, spherical: bool, layout: Layout | None = None) -> _Frame:
         n, d = points_NxD.shape
         center_D = np.zeros(d)
         if not spherical:
-            for start in range(0, n, programs.BLOCK_ROWS):
-                center_D += points_NxD[start : start + programs.BLOCK_ROWS].sum(axis=0, dtype=np.float64) / n
+            mine = slice(0, n) if layout is None else layout.mine
+            for start in range(mine.start, mine.stop, programs.BLOCK_ROWS):
+                block_RxD = points_NxD[start : min(start + programs.BLOCK_ROWS, mine.stop)]
+                center_D += block_RxD.sum(axis=0, dtype=np.float64) / n
+            center_D = _coarse(center_D if layout is None else summed(layout.mesh, center_D))
         return cls(center_D.astype(np.float32), spherical)
 
     def enter(self, rows_RxD: np.ndarray, padded: int | None = None) -> np.ndarray:
@@ -161,14 +187,24 @@ class _Frame:
         return np.asarray(centroids_KxD) + self.center_D
 
 
+def _coarse(center_D: np.ndarray) -> np.ndarray:
+    """Some 16 bits of a mean: as good a centre, and the same one however its sum was rounded."""
+    step = math.ldexp(1.0, math.frexp(float(np.abs(center_D).max()))[1] - 16)
+    return np.rint(center_D / step) * step
+
+
 def _on_device(points_NxD: np.ndarray, frame: _Frame) -> jax.Array:
     """All points in one matrix of whole blocks, laid down block by block, so that they are held once."""
     n, d = points_NxD.shape
-    rows = min(programs.BLOCK_ROWS, 1 << (n - 1).bit_length())  # powers of two: small pools share compiled shapes
+    rows = _block_rows(n)
     matrix = jnp.zeros((-(-n // rows) * rows, d), jnp.float32)
     for start in range(0, n, rows):
         matrix = _lay_down(matrix, frame.enter(points_NxD[start : start + rows], rows), start).block_until_ready()
     return matrix
+
+
+def _block_rows(n: int) -> int:
+    return min(programs.BLOCK_ROWS, 1 << (n - 1).bit_length())  # powers of two: small pools share compiled shapes
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -176,33 +212,44 @@ def _lay_down(matrix_NxD, block_RxD, start):
     return lax.dynamic_update_slice(matrix_NxD, block_RxD, (start, 0))
 
 
-def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical) -> Callable[[jax.Array], KMeans]:
-    """Bring the points to the device, once for all starts."""
+def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, mesh) -> Callable[[jax.Array], KMeans]:
+    """Bring the points to the devices, once for all starts."""
     n, d = points_NxD.shape
-    frame = _Frame.of(points_NxD, spherical)
-    matrix_NxD = _on_device(points_NxD, frame)
-    squares_N, sum_D = programs.moments(matrix_NxD)
-    mean_square = float(np.sum(np.asarray(squares_N), dtype=np.float64)) / n
-    variance = mean_square - float(np.sum((np.asarray(sum_D, np.float64) / n) ** 2))
+    if mesh is None:
+        frame, devices = _Frame.of(points_NxD, spherical), candidates_mesh(jax.local_devices()[:1])
+        matrix_NxD = _on_device(points_NxD, frame)
+    else:
+        layout, devices = Layout.of(mesh, n, multiple=_block_rows(n)), mesh
+        frame = _Frame.of(points_NxD, spherical, layout)
+        matrix_NxD = layout.place(lambda rows, padded: frame.enter(points_NxD[rows], padded), d)
+    with jax.enable_x64(True):
+        square, sum_D, largest = (np.asarray(x) for x in kmeans_mesh.moments(matrix_NxD, mesh=devices))
+    mean_square = float(square) / n
+    variance = mean_square - float(np.sum((sum_D / n) ** 2))
     movement, floor = tolerance * variance / d, programs.ROUNDING * mean_square
 
     def run(key: jax.Array) -> KMeans:
-        if start_KxD is None:
-            first = generator_of(key).integers(n)
-            centroids_KxD = programs.plus_plus(key, first, matrix_NxD, squares_N, n, k)
-        else:
-            centroids_KxD = jnp.asarray(frame.enter(start_KxD))
-        settings = max_iterations, movement, floor, spherical
-        found: tuple[Any, ...]
-        if jax.default_backend() == "cpu":
-            found = host.lloyd(np.asarray(matrix_NxD)[:n], np.asarray(centroids_KxD), *settings)
-        else:
-            found = programs.lloyd(matrix_NxD, n, centroids_KxD, *settings)
-        centroids_KxD, labels_N, errors_N, iterations, converged = found
+        with jax.enable_x64(True):
+            if start_KxD is None:
+                first = np.int64(generator_of(key).integers(n))
+                key = key if mesh is None else spread_key(key, mesh)
+                centroids_KxD = kmeans_mesh.plus_plus(key, first, matrix_NxD, n, k, mesh=devices)
+            else:
+                centroids_KxD = frame.enter(start_KxD)
+            settings = max_iterations, movement, floor
+            found: tuple[Any, ...]
+            if mesh is None:
+                found = host.lloyd(np.asarray(matrix_NxD)[:n], np.asarray(centroids_KxD), *settings, spherical)
+            else:
+                step = grid(math.sqrt(largest), n)
+                found = kmeans_mesh.lloyd(
+                    matrix_NxD, n, np.asarray(centroids_KxD), *settings, step, spherical=spherical, mesh=mesh
+                )
+        centroids_KxD, labels_N, errors, iterations, converged = found
         return KMeans(
             centroids_KxD=frame.leave(centroids_KxD),
-            labels_N=np.asarray(labels_N)[:n],
-            inertia=float(np.sum(np.asarray(errors_N), dtype=np.float64)),
+            labels_N=labels_N if mesh is None else whole(labels_N)[:n],
+            inertia=float(np.sum(np.asarray(errors), dtype=np.float64)),
             iterations=int(iterations),
             converged=bool(converged),
         )
@@ -221,7 +268,9 @@ def _minibatch(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, b
     floor = programs.ROUNDING * float(np.asarray(squares_R).sum()) / len(sample_RxD)
     if start_KxD is None:
         first = generator.integers(len(sample_RxD))
-        means_KxD = programs.plus_plus(key, first, sample, squares_R, len(sample_RxD), k)
+        with jax.enable_x64(True):
+            one = candidates_mesh(jax.local_devices()[:1])
+            means_KxD = kmeans_mesh.plus_plus(key, np.int64(first), sample, len(sample_RxD), k, mesh=one)
     else:
         means_KxD = jnp.asarray(frame.enter(start_KxD))
     del sample_RxD, sample

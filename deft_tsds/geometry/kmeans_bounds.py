@@ -22,9 +22,9 @@ _HISTORY = 32
 # So many sets of centroids span the directions of a sketch: place, speed and the change of speed.
 _SETS = 3
 
-# Points of one product with the directions, and scores of one block: few enough for the cache.
+# Points of one product with the directions, and scores of one block: smaller blocks cost more in calls
 _ROWS = 2048
-_SCORES = 2**16
+_SCORES = 2**17
 
 _TINY = np.finfo(np.float32).tiny
 
@@ -86,6 +86,7 @@ class Sketch:
     def __init__(self, points_NxD: np.ndarray, squares_N: np.ndarray, threads: ThreadPoolExecutor):
         self.points_NxD, self.squares_N, self.threads, self.buffers = points_NxD, squares_N, threads, Buffers()
         self.past: list[np.ndarray] = []
+        self.norms_N = np.sqrt(squares_N)
         self.opened = len(points_NxD)  # since Q was made
 
     def open_rows(self, centroids_KxD: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -112,11 +113,12 @@ class Sketch:
         # Of a score |c|^2 - 2 z.a, as a share of (|x| + |c|)^2. Any order of summation errs by at most D 2^-24 of the
         # sum of the absolute products (Higham, section 3.1), in each of the E coordinates.
         self.error = (d * np.sqrt(e) + e + 16) * 2.0**-24
-        self.z_NxE, self.rest_N = np.empty((n, e), np.float32), np.empty(n, np.float32)
+        # Coordinates first, points last: with few clusters all that follows is then done many points at a time.
+        self.z_ExN, self.rest_N = np.ones((e + 1, n), np.float32), np.empty(n, np.float32)
 
         def project(rows: slice) -> None:
-            z_RxE = np.matmul(self.points_NxD[rows], self.basis_DxE, out=self.z_NxE[rows])
-            rest_R = self.squares_N[rows] * (1 + 4 * self.error) - squares(z_RxE)
+            z_ExR = np.matmul(self.basis_DxE.T, self.points_NxD[rows].T, out=self.z_ExN[:e, rows])
+            rest_R = self.squares_N[rows] * (1 + 4 * self.error) - np.einsum("er,er->r", z_ExR, z_ExR)
             self.rest_N[rows] = np.sqrt(np.maximum(rest_R, 0))
 
         list(self.threads.map(project, row_blocks(n, 1, _ROWS)))
@@ -130,22 +132,22 @@ class Sketch:
         width_KxK = (2 * np.sqrt(apart_KxK)).astype(np.float32)
         squares_K = squares(exact_KxD)
         largest = np.sqrt(squares_K.max())
-        right_ExK, squares_K = np.ascontiguousarray(-2 * a_KxE.T), squares_K.astype(np.float32)
+        np.maximum(labels_N, 0, out=labels_N)  # before the first iteration there are none
+        left_KxE = np.concatenate([-2 * a_KxE, squares_K.astype(np.float32)[:, None]], axis=1)
 
         def label(rows: slice) -> np.ndarray:
-            places = np.arange(rows.stop - rows.start)
-            scores_RxK = self.buffers.get("scores", (len(places), k), np.float32)
-            np.matmul(self.z_NxE[rows], right_ExK, out=scores_RxK)
-            scores_RxK += squares_K
-            labels_R = scores_RxK.argmin(axis=1)
-            error_R = self.error * (np.sqrt(self.squares_N[rows]) + largest) ** 2 + (d + 8) * _TINY
-            scores_RxK -= (scores_RxK[places, labels_R] + 2 * error_R).astype(np.float32)[:, None]
-            scores_RxK[places, labels_R] = np.inf
-            width_RxK = self.buffers.take(width_KxK, labels_R, "width")
-            width_RxK *= self.rest_N[rows, None]
-            labels_N[rows] = labels_R
-            near_RxK = np.less_equal(scores_RxK, width_RxK, out=self.buffers.get("near", scores_RxK.shape, bool))
-            return rows.start + np.flatnonzero(near_RxK.any(axis=1))
+            shape = k, rows.stop - rows.start
+            scores_KxR = np.matmul(left_KxE, self.z_ExN[:, rows], out=self.buffers.get("scores", shape, np.float32))
+            labels_R, best_R = labels_N[rows], scores_KxR.min(axis=0)
+            lost_S = np.flatnonzero(scores_KxR[labels_R, np.arange(len(labels_R))] > best_R)  # in most iterations, few
+            labels_R[lost_S] = scores_KxR[:, lost_S].argmin(axis=0)
+            error_R = self.error * (self.norms_N[rows] + largest) ** 2 + (d + 8) * _TINY
+            limits_KxR = self.buffers.get("limits", shape, np.float32)
+            np.take(width_KxK, labels_R, axis=1, out=limits_KxR, mode="clip")
+            limits_KxR *= self.rest_N[rows]
+            limits_KxR += (best_R + 2 * error_R).astype(np.float32)
+            near_KxR = np.less_equal(scores_KxR, limits_KxR, out=self.buffers.get("near", shape, bool))
+            return rows.start + np.flatnonzero(near_KxR.view(np.uint8).sum(axis=0, dtype=np.uint8) > 1)  # itself is one
 
         return np.concatenate(list(self.threads.map(label, row_blocks(n, k, _SCORES))))
 

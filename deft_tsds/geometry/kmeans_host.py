@@ -1,8 +1,9 @@
-"""Lloyd's iterations on a CPU: what `kmeans_programs.lloyd` does, by the host's BLAS, and for fewer points.
+"""Lloyd's iterations on a CPU: what `kmeans_mesh.lloyd` does, by the host's BLAS, and for fewer points.
 
 **Which label is right.** The nearest centroid by distances in float64, the lower index of two. A float32 product gives
 every pair a score |c|^2 - 2 x.c with a bound on its error; where that leaves two centroids or more, they are measured
-in difference form. Sums over clusters are float64. So neither blocks nor threads can change a label.
+in difference form. Sums over clusters are exact: float64 of points on a grid (`mesh.grid`). So neither blocks nor
+threads can change a label, nor can a mesh of devices (`kmeans_mesh`).
 
 **Which points are looked at.** Those whose labels `kmeans_bounds` cannot tell. Sums follow the labels, so that points
 which keep theirs are not read for them either.
@@ -10,6 +11,7 @@ which keep theirs are not read for them either.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from deft_tsds.arrays import row_blocks, usable_cpus
 from deft_tsds.geometry.buffers import Buffers
 from deft_tsds.geometry.kmeans_bounds import bounds_for, squares
+from deft_tsds.geometry.mesh import grid
 
 _ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
 _SCORES = 2**22
@@ -68,6 +71,7 @@ class _Clusters:
         self.labels_N = np.full(n, -1, np.int32)
         self.sums_KxD, self.counts_K = np.zeros(centroids_KxD.shape), np.zeros(k, np.int64)
         self.squares_N = self._by_points(lambda x_RxD, _: squares(x_RxD), np.float64)
+        self.grid = grid(math.sqrt(self.squares_N.max()), n)
         self.bounds = bounds_for(points_NxD, self.squares_N, k, threads)
 
     def assign(self) -> bool:
@@ -133,11 +137,11 @@ class _Clusters:
         def sums(piece: slice) -> tuple[np.ndarray, np.ndarray]:
             x_RxD = self.buffers.take(self.points_NxD, rows[piece], "points")
             exact_RxD = self.buffers.get("exact", x_RxD.shape, np.float64)
-            exact_RxD[:] = x_RxD
+            np.rint(np.divide(x_RxD, self.grid, out=exact_RxD), out=exact_RxD)
             of_S = np.unique(np.concatenate([old_R[piece], new_R[piece]]))
             of_S = of_S[of_S >= 0]
             signs_SxR = (new_R[piece] == of_S[:, None]).astype(np.float64) - (old_R[piece] == of_S[:, None])
-            return of_S, signs_SxR @ exact_RxD
+            return of_S, self.grid * (signs_SxR @ exact_RxD)
 
         for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, _MOVED_ROWS)):
             self.sums_KxD[of_S] += sums_SxD
@@ -156,8 +160,9 @@ class _Clusters:
                 farthest = free_N.argmax()
                 if free_N[farthest] <= floor:
                     break
-                sums_KxD[self.labels_N[farthest]] -= self.points_NxD[farthest]
-                sums_KxD[cluster] = self.points_NxD[farthest]
+                point_D = self.grid * np.rint(self.points_NxD[farthest] / self.grid)
+                sums_KxD[self.labels_N[farthest]] -= point_D
+                sums_KxD[cluster] = point_D
                 counts_K[self.labels_N[farthest]] -= 1
                 counts_K[cluster] = 1
                 errors_N[farthest] = 0

@@ -13,20 +13,37 @@ float32 cannot tell the candidates of a block apart, float64 does that block aga
 
 **How it merges.** A distance and an index become one 64-bit key, distance in the high half, so that the order of
 integers is the order asked for, and blocks of any size merge to the same k.
+
+**On a mesh** every process searches its own rows; its devices share the products, each with a part of the candidates at
+hand. Then the keys of all processes merge. Since keys are defined by the rows alone, no mesh can change an answer.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import as_matrix, check_count, check_same_width, row_blocks, usable_cpus
+from deft_tsds.arrays import Rows, ahead, as_matrix, check_count, check_same_width, row_blocks, usable_cpus
+from deft_tsds.geometry.mesh import (
+    AXIS,
+    as_shared_matrix,
+    candidates_mesh,
+    local_part,
+    merged,
+    mesh_of,
+    own_rows,
+    per_device,
+    processes,
+)
 from deft_tsds.runs import track
 
 Metric = Literal["euclidean", "cosine", "dot"]
@@ -39,6 +56,7 @@ _TILE = 512
 _LEAST_TILE = 64
 _CHUNK = 4096
 _DEVICE_CHUNK = 65_536
+_WIDEST = 4  # chunks are so many times wider at most, however many devices share one
 
 # To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
 _SURVIVOR_COST = 250
@@ -51,14 +69,26 @@ _DEVICE_SPARE = 64
 
 
 class Neighbors(NamedTuple):
-    """The k nearest candidates of each query, nearest first."""
+    """The k nearest candidates of each query, nearest first: distances float32 and candidate ids int32, both [M, K].
+
+    Example:
+        >>> found = dt.nearest_neighbors(np.zeros((3, 2)), np.eye(5, 2), 4)
+        >>> found.distances_MxK.shape, found.indices_MxK.dtype
+        ((3, 4), dtype('int32'))
+    """
 
     distances_MxK: np.ndarray
     indices_MxK: np.ndarray
 
 
 def nearest_neighbors(
-    queries: Any, candidates: Any, k: int, *, metric: Metric = "euclidean", block_bytes: int = BLOCK_BYTES
+    queries: Any,
+    candidates: Any,
+    k: int,
+    *,
+    metric: Metric = "euclidean",
+    block_bytes: int = BLOCK_BYTES,
+    mesh: Mesh | None = None,
 ) -> Neighbors:
     """Find the k candidates with the smallest d(q_i, x_j) for each query, exactly.
 
@@ -67,22 +97,33 @@ def nearest_neighbors(
 
     Args:
         queries: [M, D] real.
-        candidates: [N, D] real, N < 2^31; a float32 memory-map or a `Store` is read in blocks.
+        candidates: [N, D] real, N < 2^31; a float32 memory-map, `Shards` or a `Store` are read in blocks, once.
         k: number of neighbours, 1 <= k <= N.
         metric: "euclidean", "cosine" or "dot".
         block_bytes: how much of the candidates is read at once, at least one row. The result takes 8 M k bytes, and as
             much again while it is made.
+        mesh: the devices to work on, whatever the axes; all devices of all processes when None. The same answer on
+            any, in every process (see `deft_tsds.geometry.mesh`).
 
     Returns:
         Neighbors(distances_MxK float32 ascending, indices_MxK int32); equal distances by lower index.
 
     Raises:
         ValueError: bad rows, different widths, k out of range, unknown metric.
+
+    Example:
+        >>> candidates = np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]])
+        >>> found = dt.nearest_neighbors(np.zeros((1, 2)), candidates, 2)
+        >>> found.indices_MxK
+        array([[0, 2]], dtype=int32)
+        >>> found.distances_MxK
+        array([[0., 1.]], dtype=float32)
     """
     if metric not in get_args(Metric):
         raise ValueError(f"metric is {metric!r}: choose one of {', '.join(get_args(Metric))}.")
+    mesh = mesh_of(mesh)
     queries_MxD = as_matrix(queries, "queries")
-    candidates_NxD = as_matrix(candidates, "candidates")
+    candidates_NxD = as_shared_matrix(candidates, "candidates", mesh)
     check_same_width(queries_MxD, candidates_NxD, "queries", "candidates")
     k = check_count(k, "k", 1)
     block_bytes = check_count(block_bytes, "block_bytes", 1)
@@ -91,24 +132,37 @@ def nearest_neighbors(
     if k > n:
         raise ValueError(f"k is {k} but there are only {n} candidates: ask for at most {n} neighbours.")
 
-    device = _on_accelerator()
-    precision = np.float32 if device or k * _SURVIVOR_COST <= n else np.float64
+    if isinstance(candidates_NxD, Rows) and (known := candidates_NxD.known_neighbors(queries_MxD, k, metric)):
+        return known
+
+    accelerated, mine = _on_accelerator(), own_rows(mesh, n)
+    devices = candidates_mesh(jax.local_devices()) if accelerated else None
+    devices = devices if mesh is None else local_part(mesh)
+    precision = np.float32 if accelerated or k * _SURVIVOR_COST <= n else np.float64
     cpus = usable_cpus()
     distances_MxK, indices_MxK = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
     parts = max(-(-m // _TILE), min(cpus, -(-m // _LEAST_TILE)))
     tiles = [_Tile(rows, queries_MxD[rows], metric, k) for rows in row_blocks(m, 1, -(-m // parts))]
     workers = min(cpus, len(tiles))
-    blocks = list(row_blocks(n, 4 * d, block_bytes))
-    spaces = [_Survivors(-(-m // parts), d, blocks[0].stop, k, precision, device) for _ in range(workers)]
+    blocks = [
+        slice(mine.start + rows.start, mine.start + rows.stop)
+        for rows in row_blocks(mine.stop - mine.start, 4 * d, block_bytes)
+    ]
+    largest = max((rows.stop - rows.start for rows in blocks), default=1)
+    spaces = [_Survivors(-(-m // parts), d, largest, k, precision, devices, accelerated) for _ in range(workers)]
 
     def visit_tiles(worker: int, block: _Block) -> None:
         for tile in tiles[worker::workers]:
             _visit(tile, block, spaces[worker])
 
     with threadpool_limits(max(1, cpus // workers), user_api="blas"), ThreadPoolExecutor(workers) as threads:
-        for rows in track(blocks, "nearest neighbours"):
-            block = _Block(candidates_NxD[rows], rows.start)
+        made = ahead(lambda rows: _Block(candidates_NxD[rows], rows.start), blocks)
+        for block in track(made, "nearest neighbours", total=len(blocks)):
             list(threads.map(partial(visit_tiles, block=block), range(workers)))
+        if processes(mesh).size > 1:
+            keys_MxK = merged(mesh, np.concatenate([tile.best_TxK for tile in tiles]))
+            for tile in tiles:
+                tile.best_TxK = keys_MxK[tile.place]
         list(threads.map(lambda tile: tile.finish(distances_MxK[tile.place], indices_MxK[tile.place]), tiles))
     return Neighbors(distances_MxK, indices_MxK)
 
@@ -126,6 +180,7 @@ class _Block:
         pieces = row_blocks(len(rows_BxD), row_bytes=8 * rows_BxD.shape[1], budget_bytes=2**20)
         self.squared_B = np.concatenate([_squared_norms(rows_BxD[piece]) for piece in pieces])
         self.norm = float(np.sqrt(self.squared_B.max()))
+        self.placed: dict[int, jax.Array] = {}  # right factors on accelerators, by their first row
 
 
 class _Tile:
@@ -226,11 +281,15 @@ class _Survivors:
     the buffers of the products, are used again and again: fresh memory costs more than the work in it.
     """
 
-    def __init__(self, t: int, d: int, b: int, k: int, dtype: Any, device: bool = False):
+    def __init__(
+        self, t: int, d: int, b: int, k: int, dtype: Any, devices: Mesh | None = None, accelerated: bool = False
+    ):
+        """`devices` make the products, if any; accelerators also find the lowest scores."""
         self.k = k
         self.dtype = dtype
-        self.device = device
-        self.step = min(_DEVICE_CHUNK if device else _CHUNK, b)
+        self.devices, self.accelerated = devices, accelerated
+        parts = 1 if devices is None else devices.size
+        self.step = -(-min((_DEVICE_CHUNK if accelerated else _CHUNK) * min(parts, _WIDEST), b) // parts) * parts
         self.all_scores_TxW = np.full((t, 2 * k + self.step), np.inf, dtype)
         self.all_columns_TxW = np.zeros(self.all_scores_TxW.shape, np.int32)
         self.product = np.empty(t * self.step, dtype)
@@ -240,7 +299,7 @@ class _Survivors:
         """Forget what there is, for a new tile or a new block."""
         t = len(tile.rows_TxD)
         self.tile, self.block = tile, block
-        self.error_T = tile.error(block, self.dtype) * (_DEVICE_ROUNDING if self.device else 1.0)
+        self.error_T = tile.error(block, self.dtype) * (_DEVICE_ROUNDING if self.accelerated else 1.0)
         self.scores_TxW, self.columns_TxW = self.all_scores_TxW[:t], self.all_columns_TxW[:t]
         self.scores_TxW.fill(np.inf)
         self.counts_T = np.zeros(t, np.int64)
@@ -263,10 +322,26 @@ class _Survivors:
         return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
     def scores(self, rows: slice) -> np.ndarray:
-        """Scores [T, C] of some candidates of the block, in a buffer, by the host's BLAS."""
+        """Scores [T, C] of some candidates of the block: by the host's BLAS in a buffer, or by the devices of a
+        mesh."""
         right_CxE = self.tile.right(self.block, rows, self.right_CxE)
-        scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
-        return np.matmul(self.left_TxE, right_CxE.T, out=scores_TxC)
+        if self.devices is None or self.accelerated:
+            scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
+            return np.matmul(self.left_TxE, right_CxE.T, out=scores_TxC)
+        with jax.enable_x64(self.dtype == np.float64):
+            scores_TxC = np.asarray(_products(self.devices)(self._left(len(self.all_scores_TxW)), self._split()))
+        return scores_TxC[: len(self.left_TxE), : len(right_CxE)]
+
+    def _left(self, rows: int) -> jax.Array:
+        """The left factor on every device, filled up: one shape for all tiles."""
+        left_TxE = np.zeros((rows, self.left_TxE.shape[1]), self.dtype)
+        left_TxE[: len(self.left_TxE)] = self.left_TxE
+        return jax.device_put(left_TxE, NamedSharding(cast(Mesh, self.devices), P()))
+
+    def _split(self) -> jax.Array:
+        """The right factor as it lies in the buffer, a part of its rows on each device."""
+        split = NamedSharding(cast(Mesh, self.devices), P(AXIS))
+        return jax.device_put(self.right_CxE, split, may_alias=not self.accelerated)
 
     def take(self, scores_TxC: np.ndarray, first: int, columns_TxC: np.ndarray | None = None) -> None:
         """Add those of a chunk, which begins at `first` in the block, whose scores are within the limit; `columns_TxC`
@@ -285,18 +360,23 @@ class _Survivors:
         self.columns_TxW.ravel()[places] = first + columns
         self.counts_T += hits_T
 
-    def take_from_device(self, chunk: slice) -> bool:
-        """`take` the lowest scores of a chunk, as JAX finds them; False, and nothing taken, if they may not be all."""
+    def take_from_devices(self, chunk: slice) -> bool:
+        """`take` the lowest scores of a chunk, as each device finds them in its part; False, and nothing taken, if
+        they may not be all."""
+        if chunk.start not in self.block.placed:
+            self.tile.right(self.block, chunk, self.right_CxE)  # what is left in the buffer below it is not counted
+            self.block.placed[chunk.start] = self._split().block_until_ready()
+        devices = cast(Mesh, self.devices)
+        part = self.step // devices.size
+        width = min(self.k + _DEVICE_SPARE, part)
         count = chunk.stop - chunk.start
-        left_TxE = np.zeros((_TILE, self.left_TxE.shape[1]), np.float32)
-        left_TxE[: len(self.left_TxE)] = self.left_TxE
-        self.tile.right(self.block, chunk, self.right_CxE)  # what is left in the buffer below it is not counted
-        lowest = _lowest_scores(left_TxE, self.right_CxE, count, width=min(self.k + _DEVICE_SPARE, self.step))
-        scores_TxW, columns_TxW = (np.asarray(table)[: len(self.left_TxE), :count] for table in lowest)
-        if scores_TxW.shape[1] < count:
+        lowest = _lowest_scores(devices, width)(self._left(_TILE), self.block.placed[chunk.start], count)
+        scores_TxW, columns_TxW = (np.asarray(table)[: len(self.left_TxE)] for table in lowest)
+        if scores_TxW.shape[1] >= self.k:
             self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxW))
-            if np.any(scores_TxW[:, -1] <= self.limit_T):
-                return False
+        self.limit_T = np.minimum(self.limit_T, np.finfo(np.float32).max)  # which the filling is beyond
+        if width < part and np.any(scores_TxW[:, width - 1 :: width] <= self.limit_T[:, None]):
+            return False
         self.take(scores_TxW, chunk.start, columns_TxW)
         return True
 
@@ -314,7 +394,7 @@ class _Survivors:
         them at equal steps. None where there is a limit already, or the guess would be no better than what the
         first chunk says."""
         rest = len(self.block.rows_BxD) - start
-        if np.isfinite(self.limit_T).any() or rest < 4 * self.step or self.device:
+        if np.isfinite(self.limit_T).any() or rest < 4 * self.step or self.accelerated:
             return None
         sample = slice(start, None, -(-rest // self.step))
         expected = self.k * self.step / rest
@@ -367,7 +447,7 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
                 _visit(tile, block, _Survivors(t, d, b - first, survivors.k, np.float64), first)
                 return
             survivors.begin(tile, block)
-        if not (survivors.device and survivors.take_from_device(chunk)):
+        if not (survivors.accelerated and survivors.take_from_devices(chunk)):
             survivors.take(survivors.scores(chunk), first)
     if guess_T is not None and not survivors.hold_all(guess_T):
         _visit(tile, block, survivors, start, guess=False)
@@ -377,13 +457,26 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
     tile.settle(block, survivors)
 
 
-@partial(jax.jit, static_argnames="width")
-def _lowest_scores(left_TxE, right_CxE, count, *, width):
-    """The `width` lowest scores of each row, ascending, and their columns, of which only the first `count` count."""
-    scores_TxC = jnp.matmul(left_TxE, right_CxE.T, precision=jax.lax.Precision.HIGHEST)
-    scores_TxC = jnp.where(jnp.arange(scores_TxC.shape[1]) < count, scores_TxC, jnp.inf)
-    lowest_TxW, columns_TxW = jax.lax.top_k(-scores_TxC, width)
-    return -lowest_TxW, columns_TxW
+@cache
+def _products(devices: Mesh) -> Any:
+    """left right', whose columns lie where the rows of `right` do."""
+    product = partial(jnp.einsum, "te,ce->tc", precision=lax.Precision.HIGHEST)
+    return jax.jit(per_device(devices, product, inputs=(P(), P(AXIS)), outputs=P(None, AXIS)))
+
+
+@cache
+def _lowest_scores(devices: Mesh, width: int) -> Any:
+    """The `width` lowest scores of each row in each part of the columns, ascending, and their columns, of which only
+    the first `count` count; infinite where there are fewer."""
+
+    def lowest(left_TxE, right_CxE, count):
+        scores_TxC = jnp.matmul(left_TxE, right_CxE.T, precision=lax.Precision.HIGHEST)
+        column_C = lax.axis_index(AXIS) * scores_TxC.shape[1] + jnp.arange(scores_TxC.shape[1])
+        lowest_TxW, places_TxW = lax.top_k(-jnp.where(column_C < count, scores_TxC, jnp.inf), width)
+        return -lowest_TxW, column_C[places_TxW]
+
+    parts = P(None, AXIS)
+    return jax.jit(per_device(devices, lowest, inputs=(P(), P(AXIS), P()), outputs=(parts, parts)))
 
 
 def _distances(queries_PxD: np.ndarray, candidates_PxD: np.ndarray, metric: Metric) -> np.ndarray:

@@ -125,23 +125,31 @@ class Study:
         """
         if not (folder / "key.json").is_file() or not (folder / "assignment.jsonl").is_file():
             raise ValueError(f"{folder} holds no study: it needs the key.json and assignment.jsonl that `make` wrote.")
-        key = read_json(folder / "key.json")
-        items = {row["id"]: Item(**_tuples(row)) for row in key["items"]}
-        order: dict[str, dict[str, bool]] = defaultdict(dict)
-        for row in read_jsonl(folder / "assignment.jsonl"):
-            order[row["rater"]][row["item"]] = row["a"] != items[row["item"]].systems[0]
-        study = cls.of(
-            tuple(Question(**_tuples(row)) for row in key["questions"]),
-            tuple(Compared(**_tuples(row)) for row in key["pairs"]),
-            items,
-            order,
-        )
-        if study.id != key["study"]:
+        key, rows = read_json(folder / "key.json"), read_jsonl(folder / "assignment.jsonl")
+        try:
+            study, made = cls._read(key, rows), key["study"]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            study, made = None, None
+        if study is None or study.id != made:
             raise ValueError(
                 f"{folder}: key.json and assignment.jsonl are not as they were made. Restore them: answers cannot be "
                 "read without them."
             )
         return study
+
+    @classmethod
+    def _read(cls, key: Any, rows: Sequence[Any]) -> Study:
+        """The study of these files; any error of a wrong type where somebody has changed them."""
+        items = {row["id"]: Item(**_tuples(row)) for row in key["items"]}
+        order: dict[str, dict[str, bool]] = defaultdict(dict)
+        for row in rows:
+            order[row["rater"]][row["item"]] = row["a"] != items[row["item"]].systems[0]
+        return cls.of(
+            tuple(Question(**_tuples(row)) for row in key["questions"]),
+            tuple(Compared(**_tuples(row)) for row in key["pairs"]),
+            items,
+            order,
+        )
 
     @classmethod
     def of(

@@ -14,27 +14,38 @@ from deft_tsds.report.results import metric_label, percent
 
 def write_curve(table: Mapping[str, Any], path: str | Path, *, command: Sequence[str] = ()) -> Path:
     """Write the page of what `deft_tsds.studies.curve.curve` returned; `command` is what made it."""
+    several = table["tests"] if len(table["tests"]) > 1 else []
+    by_test = {f"test-{place}": curve_figure(table, test) for place, test in enumerate(several)}
     page = shell.render(
         "curve.html",
         filters={"number": number, "interval": interval, "percent": percent},
-        plots={"curve": curve_figure(table)},
+        plots={"curve": curve_figure(table), **by_test},
         styles=["style.css", "ablation.css"],
         scripts=["page.js", "sortable.js"],
         notices=[table["notice"]],
         table=table,
         metric=metric_label(table["metric"]),
+        by_test=list(zip(several, by_test, strict=True)),
         command=" ".join(command),
     )
     return shell.write(page, path)
 
 
-def curve_figure(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Score against budget, a line with its band for each arm; full data, what it may lose, and copying as levels."""
+def curve_figure(table: Mapping[str, Any], test: str | None = None) -> dict[str, Any]:
+    """Score against budget, a line with its band for each arm; full data, what it may lose, and copying as levels.
+
+    Of a single `test` there are no verdicts, and so neither what may be lost nor any mark of what is enough.
+    """
+
+    def score(found: Mapping[str, Any]) -> Mapping[str, Any]:
+        return found if test is None else found["by_test"][test]
+
     traces = []
     for place, (name, arm) in enumerate(table["arms"].items()):
         points, shade = arm["points"], colour(place)
         budgets = [100 * point["budget"] for point in points]
-        lows, highs = ([point["score"][end] for point in points] for end in ("low", "high"))
+        scores = [score(point["score"]) for point in points]
+        lows, highs = ([each[end] for each in scores] for end in ("low", "high"))
         traces.append(
             {
                 "type": "scatter",
@@ -57,28 +68,25 @@ def curve_figure(table: Mapping[str, Any]) -> dict[str, Any]:
                 "name": plotly_text(name),
                 "legendgroup": name,
                 "x": budgets,
-                "y": [point["score"]["value"] for point in points],
+                "y": [each["value"] for each in scores],
                 "line": {"color": shade, "width": 1.6},
                 "marker": {
                     "color": shade,
                     "size": 8,
-                    "symbol": ["circle" if point["enough"] else "circle-open" for point in points],
+                    "symbol": ["circle" if point["enough"] or test else "circle-open" for point in points],
                 },
                 "text": [
-                    plotly_text(
-                        f"{name}, {point['budget']:.3g}: {number(point['score']['value'])} {interval(point['score'])}",
-                        120,
-                    )
-                    for point in points
+                    plotly_text(f"{name}, {point['budget']:.3g}: {number(each['value'])} {interval(each)}", 120)
+                    for point, each in zip(points, scores, strict=True)
                 ],
                 "hoverinfo": "text",
             }
         )
-    levels = {
-        "full": (table["full"]["value"], "solid"),
-        f"full less {table['margin']:g}": (table["full"]["value"] - table["margin"], "dash"),
-        "copy": (table["copy"]["value"], "dot"),
-    }
+    levels = {"full": (score(table["full"])["value"], "solid")}
+    if test is None:
+        levels[f"full less {table['margin']:g}"] = (table["full"]["value"] - table["margin"], "dash")
+    if table["copy"]:
+        levels["copy"] = (score(table["copy"])["value"], "dot")
     ends = [100 * table["budgets"][0], 100.0]
     for name, (value, dash) in levels.items():
         traces.append(

@@ -78,13 +78,27 @@ const page = (() => {
     show();
   }
 
+  // Figures that come near together are drawn one a frame, and what is on the screen comes before what is only near it.
+  const waiting = [];
+  const away = (place) => {
+    const { top, bottom } = place.getBoundingClientRect();
+    return Math.max(top - window.innerHeight, -bottom, 0);
+  };
+  function drawNext() {
+    waiting.sort((one, other) => away(one) - away(other));
+    const place = waiting.shift();
+    if (waiting.length) requestAnimationFrame(() => setTimeout(drawNext));
+    draw(place);
+  }
   const near = new IntersectionObserver((entries) => {
+    const idle = !waiting.length;
     for (const { isIntersecting, target } of entries) {
       if (isIntersecting) {
         near.unobserve(target);
-        draw(target);
+        waiting.push(target);
       }
     }
+    if (idle && waiting.length) drawNext();
   }, { rootMargin: "300px" });
   // The other scripts of the page have run by then.
   document.addEventListener("DOMContentLoaded", () => places.forEach((place) => near.observe(place)));

@@ -19,6 +19,7 @@ _METRIC_LABELS = {
     "token_f1": "Token F1",
     "bleu": "BLEU",
     "chrf": "chrF",
+    "macro_f1": "macro-F1",
 }
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from deft_tsds.report.figures import colour
 from deft_tsds.runs import atomic_write
+from deft_tsds.secrets import masked_text
 
 # Line feeds and tabs are layout; other control characters and lone surrogates are no text in HTML or in UTF-8.
 _UNPRINTABLE = {
@@ -56,6 +57,8 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters.update(count=count, clipped=clipped, colour=colour, **filters)
+    if isinstance(values.get("command"), str):
+        values["command"] = masked_text(values["command"])
     texts = [_script(_source(name)) for name in scripts]
     plotly = _script(get_plotlyjs()) if any(plots.values()) else None
     return environment.get_template(template).render(
@@ -120,5 +123,5 @@ def _policy(scripts: Sequence[Markup]) -> str:
     )
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        "connect-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'"
     )

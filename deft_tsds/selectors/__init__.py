@@ -1,4 +1,13 @@
-"""Selectors: configured callables `selector(pool, *, budget, key) -> Selection`. `table()` lists them."""
+"""Selectors: configured callables `selector(pool, *, budget, key) -> Selection`. `table()` lists them.
+
+Example:
+    >>> def first(pool, *, budget, key):  # one's own selector
+    ...     return dt.Selection.of(np.arange(budget))
+    >>> dt.select(np.eye(5), selector=first, budget=2, key=jax.random.key(0)).indices
+    array([0, 1])
+    >>> dt.select(np.eye(5), selector=dt.selectors.Random(), budget=2, key=jax.random.key(0)).indices.shape
+    (2,)
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deft_tsds.arrays import check_count, row_blocks
+from deft_tsds.arrays import Rows, check_count, normalize_rows, row_blocks
 from deft_tsds.geometry.kmeans import KMeans, kmeans
+from deft_tsds.geometry.mesh import by_own_rows, mesh_of, processes
 from deft_tsds.runs import track
 from deft_tsds.sampling import generator_of
 
@@ -57,7 +58,7 @@ def cluster_rows(
     clustering = kmeans(unit_NxD, min(clusters, len(unit_NxD)), key=key)
     info |= {
         "clusters": len(clustering.centroids_KxD),
-        "inertia": clustering.inertia,
+        "inertia": float(f"{clustering.inertia:.6g}"),  # the digits that are the same on any mesh
         "iterations": clustering.iterations,
         "converged": clustering.converged,
     }
@@ -195,7 +196,31 @@ def cosine_distances(unit_NxD: np.ndarray, centroids_KxD: np.ndarray, labels_N: 
     """float64 [N], 1 - cos(x_i, c_label(i)) for rows of unit length; 1 where the centroid or the row is zero."""
     norms_K = np.linalg.norm(centroids_KxD.astype(np.float64), axis=1)
     directions_KxD = centroids_KxD / np.where(norms_K > 0, norms_K, 1)[:, None]
-    distance_N = np.empty(len(unit_NxD))
-    for rows in row_blocks(len(unit_NxD), row_bytes=16 * unit_NxD.shape[1]):
-        distance_N[rows] = 1 - np.einsum("nd,nd->n", unit_NxD[rows], directions_KxD[labels_N[rows]], dtype=np.float64)
-    return distance_N
+
+    def distances(mine: slice) -> np.ndarray:
+        distance_R = np.empty(mine.stop - mine.start)
+        for block in row_blocks(len(distance_R), row_bytes=16 * unit_NxD.shape[1]):
+            rows = slice(mine.start + block.start, mine.start + block.stop)
+            own_BxD = directions_KxD[labels_N[rows]]
+            distance_R[block] = 1 - np.einsum("nd,nd->n", unit_NxD[rows], own_BxD, dtype=np.float64)
+        return distance_R
+
+    return by_own_rows(distances, len(unit_NxD))
+
+
+def unit_rows(matrix_NxD: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a matrix at length 1; on several hosts each when it is asked for, so that none reads all."""
+    unit = _UnitRows(matrix_NxD, rows)
+    return unit[:] if processes(mesh_of(None)).size == 1 else cast(np.ndarray, unit)
+
+
+class _UnitRows(Rows):
+    def __init__(self, matrix_NxD: np.ndarray, rows_R: np.ndarray):
+        self._matrix_NxD, self._rows_R = matrix_NxD, rows_R
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._rows_R), self._matrix_NxD.shape[1]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return normalize_rows(self._matrix_NxD[self._rows_R[rows]])

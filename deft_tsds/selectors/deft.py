@@ -26,6 +26,7 @@ from deft_tsds.selectors.clusters import (
     cosine_distances,
     largest_k,
     number_of_clusters,
+    unit_rows,
 )
 
 
@@ -131,7 +132,7 @@ class DEFT:
         chosen, base_rows = self._base(pool, base_count, key_base)
 
         rest = np.setdiff1d(np.arange(n), base_rows)
-        unit_RxD = normalize_rows(pool.embeddings_NxD[rest])
+        unit_RxD = unit_rows(pool.embeddings_NxD, rest)
         clustering, clustering_info = cluster_rows(
             unit_RxD, self.clusters, most_clusters=self.most_clusters, key=key_clusters
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from deft_tsds.arrays import normalize_rows, row_blocks
 from deft_tsds.cost import PlanCost, StageCost, neighbors_cost
+from deft_tsds.geometry.mesh import by_own_rows
 from deft_tsds.geometry.neighbors import BLOCK_BYTES, Metric, Neighbors, nearest_neighbors
 from deft_tsds.selection import Pool, Selection
 
@@ -141,11 +143,10 @@ class LESS:
 
     def __call__(self, pool: Pool, *, budget: int, key: jax.Array) -> Selection:
         names, means_SxD = self._means(pool)
-        n, d = pool.embeddings_NxD.shape
-        score_N, subtask_N = np.empty(n, np.float32), np.empty(n, np.int32)
-        for rows in row_blocks(n, row_bytes=4 * d, budget_bytes=BLOCK_BYTES):
-            found = nearest_neighbors(normalize_rows(pool.embeddings_NxD[rows]), means_SxD, 1, metric="dot")
-            score_N[rows], subtask_N[rows] = -found.distances_MxK[:, 0], found.indices_MxK[:, 0]
+        found = _nearest_of(
+            pool, lambda rows_BxD: nearest_neighbors(normalize_rows(rows_BxD), means_SxD, 1, metric="dot")
+        )
+        score_N, subtask_N = -found.distances_MxK[:, 0], found.indices_MxK[:, 0]
         rows = np.sort(np.argsort(-score_N, kind="stable")[:budget])
         reasons = []
         for score, subtask in zip(score_N[rows].tolist(), subtask_N[rows].tolist(), strict=True):
@@ -176,12 +177,22 @@ def queries_of(pool: Pool) -> np.ndarray:
 
 def nearest_query(pool: Pool, metric: Metric) -> Neighbors:
     """The query that each candidate is nearest to, [N, 1], found in blocks of the pool."""
+    return _nearest_of(pool, lambda rows_BxD: nearest_neighbors(rows_BxD, pool.queries_MxD, 1, metric=metric))
+
+
+def _nearest_of(pool: Pool, search: Callable[[np.ndarray], Neighbors]) -> Neighbors:
+    """The result [N, 1] of a search for rows of the pool, found in blocks; on several hosts each has its own rows."""
     n, d = pool.embeddings_NxD.shape
-    distances_Nx1, queries_Nx1 = np.empty((n, 1), np.float32), np.empty((n, 1), np.int32)
-    for rows in row_blocks(n, row_bytes=4 * d, budget_bytes=BLOCK_BYTES):
-        found = nearest_neighbors(pool.embeddings_NxD[rows], pool.queries_MxD, 1, metric=metric)
-        distances_Nx1[rows], queries_Nx1[rows] = found
-    return Neighbors(distances_Nx1, queries_Nx1)
+
+    def found(mine: slice) -> np.ndarray:
+        found_Rx2 = np.empty((mine.stop - mine.start, 2), np.int32)
+        for rows in row_blocks(len(found_Rx2), row_bytes=4 * d, budget_bytes=BLOCK_BYTES):
+            block = search(pool.embeddings_NxD[mine.start + rows.start : mine.start + rows.stop])
+            found_Rx2[rows, :1], found_Rx2[rows, 1:] = block.distances_MxK.view(np.int32), block.indices_MxK
+        return found_Rx2
+
+    found_Nx2 = by_own_rows(found, n)
+    return Neighbors(np.ascontiguousarray(found_Nx2[:, :1]).view(np.float32), found_Nx2[:, 1:])
 
 
 def _pass_cost(pool: Pool) -> PlanCost:

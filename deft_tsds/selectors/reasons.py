@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deft_tsds.geometry.mesh import mesh_of, rows_of
 from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.selection import Pool
 from deft_tsds.transport.problem import Plan, Problem
@@ -85,7 +86,7 @@ def _served(
 
 def _nearest_queries(pool: Pool, rows: np.ndarray) -> list[tuple[str, dict[str, Any]]]:
     """For each row that filled up the budget, the query that it is nearest to."""
-    found = nearest_neighbors(pool.embeddings_NxD[rows], pool.queries_MxD, 1)
+    found = nearest_neighbors(rows_of(mesh_of(None), pool.embeddings_NxD, rows), pool.queries_MxD, 1)
     said = []
     for query, distance in zip(found.indices_MxK[:, 0].tolist(), found.distances_MxK[:, 0].tolist(), strict=True):
         why = (
@@ -98,7 +99,9 @@ def _nearest_queries(pool: Pool, rows: np.ndarray) -> list[tuple[str, dict[str, 
 def nearest_duplicates(pool: Pool, shortlist_U: np.ndarray, rows: np.ndarray) -> list[dict[str, Any] | None]:
     """For each row, the nearest other candidate of the shortlist and its distance; None where there is no other."""
     shortlist_U = np.asarray(shortlist_U)
-    found = nearest_neighbors(pool.embeddings_NxD[rows], pool.embeddings_NxD[shortlist_U], min(2, len(shortlist_U)))
+    mesh = mesh_of(None)
+    chosen_BxD, shortlisted_UxD = (rows_of(mesh, pool.embeddings_NxD, which) for which in (rows, shortlist_U))
+    found = nearest_neighbors(chosen_BxD, shortlisted_UxD, min(2, len(shortlist_U)))
     ids_Bx2 = shortlist_U[found.indices_MxK]
     duplicates = []
     for row, ids, distances in zip(rows.tolist(), ids_Bx2.tolist(), found.distances_MxK.tolist(), strict=True):

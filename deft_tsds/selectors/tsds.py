@@ -13,10 +13,10 @@ import numpy as np
 
 from deft_tsds.arrays import check_count, check_real
 from deft_tsds.cost import PlanCost, plan_cost
-from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.sampling import inclusion_probabilities, sample
 from deft_tsds.selection import Pool, Selection
 from deft_tsds.selectors.auto import spread_plan
+from deft_tsds.selectors.nearest import nearest_query
 from deft_tsds.selectors.reasons import plan_reasons
 from deft_tsds.transport.problem import DensityOver, Plan, Problem
 from deft_tsds.transport.tsds import Regularizer, tsds, tsds_grown
@@ -185,5 +185,4 @@ class TSDS:
 
 def _nearest_first(pool: Pool) -> np.ndarray:
     """All rows of the pool, by their distance to the nearest query; ties by lower row."""
-    found = nearest_neighbors(pool.embeddings_NxD, pool.queries_MxD, 1)
-    return np.argsort(found.distances_MxK[:, 0], kind="stable")
+    return np.argsort(nearest_query(pool, "euclidean").distances_MxK[:, 0], kind="stable")

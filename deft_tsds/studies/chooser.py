@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 from deft_tsds.build import selector as build_selector
 from deft_tsds.sampling import sample
 from deft_tsds.selection import Pool, Selection, select
-from deft_tsds.selectors import DSIR, TSDS, Transport, table
+from deft_tsds.selectors import DSIR, TSDS, Herding, Transport, table
 from deft_tsds.selectors.dsir import gumbel_top_k
+from deft_tsds.selectors.nearest import nearest_query
 from deft_tsds.studies.side_by_side import SideBySide
 from deft_tsds.transport.problem import Plan
 
@@ -40,24 +42,38 @@ class Contender:
 
 class Chooser:
     """Rows by budget and key. What knows neither is made once, and then drawn from as the selectors themselves do: the
-    plans of TSDS and Transport, and the weights of DSIR."""
+    plans of TSDS and Transport, the weights of DSIR, and the order in which Herding takes the rows.
 
-    def __init__(self, contender: Contender, pool: Pool):
-        self._pool, self._size = pool, contender.size
+    Args:
+        contender: the way to choose.
+        pool: what it sees.
+        most: the largest budget that will be asked for; by default nobody knows.
+    """
+
+    def __init__(self, contender: Contender, pool: Pool, *, most: int | None = None):
+        self._pool, self._size, self._most = pool, contender.size, most
         self._selector = build_selector(contender.selector, name="targeted", pool=_no_columns)
         self._plans: dict[int | None, Plan] = {}
         self._log_weights_N: np.ndarray | None = None
+        self._order = np.empty(0, np.int64)
 
     def __call__(self, budget: int, key: jax.Array) -> np.ndarray:
         """int64 [budget], ascending."""
         selector = self._selector
         if isinstance(selector, (TSDS, Transport)):
-            return np.sort(sample(self._plan_for(selector, budget).probabilities(), budget, key=key))
+            fill = self._nearest_first if getattr(selector, "fill", None) == "nearest" else None
+            return np.sort(sample(self._plan_for(selector, budget).probabilities(), budget, key=key, fill=fill))
         if isinstance(selector, DSIR) and selector.draw:
             if self._log_weights_N is None:
                 everything = self._select(dataclasses.replace(selector, draw=False), len(self._pool), key)
                 self._log_weights_N = np.array([reason["log_weight"] for reason in everything.reasons])
             return gumbel_top_k(self._log_weights_N, budget, key)
+        if isinstance(selector, Herding) and selector.toward == "queries":
+            if len(self._order) < budget:
+                longest = self._select(selector, max(budget, self._most or 0), key)
+                steps = [reason["step"] for reason in longest.reasons]
+                self._order = longest.indices[np.argsort(steps)]
+            return np.sort(self._order[:budget])
         return self._select(selector, budget, key).indices
 
     def select(self, budget: int, key: jax.Array) -> Selection:
@@ -82,6 +98,11 @@ class Chooser:
         if planned not in self._plans:
             self._plans[planned] = self._plan(selector, planned)
         return self._plans[planned]
+
+    @functools.cached_property
+    def _nearest_first(self) -> np.ndarray:
+        """All rows, by their distance to the nearest query: what `TSDS(fill="nearest")` goes on with."""
+        return np.argsort(nearest_query(self._pool, "euclidean").distances_MxK[:, 0], kind="stable")
 
     def _select(self, selector: Any, budget: int, key: jax.Array) -> Selection:
         pool = self._pool

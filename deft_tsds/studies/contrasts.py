@@ -89,6 +89,8 @@ def _runs(pipeline: Pipeline, arm: str, metric: str) -> Runs:
     """The statistics of every seed, by test set; copying has one run."""
     stages = [pipeline.evaluate(arm, r) for r in range(1 if arm == COPY else pipeline.experiment.replicates)]
     return {
-        test: np.stack([np.load(stage.folder / f"statistics_{test}.{metric}.npy") for stage in stages])
+        test: np.stack(
+            [np.load(stage.folder / f"statistics_{test}.{metric}.npy", allow_pickle=False) for stage in stages]
+        )
         for test in pipeline.data.results["tests"]
     }

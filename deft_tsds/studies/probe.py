@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 
@@ -44,23 +45,31 @@ def predict(train_RxD: np.ndarray, labels_R: np.ndarray, test_TxD: np.ndarray) -
 
 
 def macro_f1(classes: Sequence[str]) -> Metric:
-    """The mean over C classes of 2 hits / (rows labelled so + rows that are so), 0 where nothing is either.
-
-    The statistics of a test row are [3 C]: for each class whether it was hit, whether it was said, whether it is true.
-    `outcomes` makes them for a whole test set at once.
-    """
+    """`MACRO_F1` over these classes alone, which can say what the statistics of a single test row are."""
 
     def row(prediction: str, source: str, references: Sequence[str]) -> Sequence[float]:
         return outcomes(np.array([prediction]), np.array([references[0]]), classes)[0].tolist()
 
-    def score(totals: np.ndarray) -> np.ndarray:
-        hit, said, true = np.split(np.asarray(totals, np.float64), 3, axis=-1)
-        return 100 * ratio(2 * hit, said + true).mean(axis=-1)
-
-    return Metric("macro_f1", f"macro-F1 over {len(classes)} classes, 0-100", row, score)
+    return dataclasses.replace(MACRO_F1, convention=f"macro-F1 over {len(classes)} classes, 0-100", row=row)
 
 
 def outcomes(predicted_T: np.ndarray, true_T: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """The statistics of `macro_f1`, float64 [T, 3 C]."""
     said, true = (np.asarray(labels)[:, None] == np.asarray(classes) for labels in (predicted_T, true_T))
     return np.concatenate([said & true, said, true], axis=1).astype(np.float64)
+
+
+def _no_row(prediction: str, source: str, references: Sequence[str]) -> Sequence[float]:
+    raise ValueError("a row of macro-F1 needs to know the classes: use macro_f1(classes), or `outcomes`.")
+
+
+def _score(totals: np.ndarray) -> np.ndarray:
+    hit, said, true = np.split(np.asarray(totals, np.float64), 3, axis=-1)
+    return 100 * ratio(2 * hit, said + true).mean(axis=-1)
+
+
+MACRO_F1 = Metric("macro_f1", "mean over the classes of a test set of their F1, 0-100", _no_row, _score)
+"""The mean over C classes of 2 hits / (rows labelled so + rows that are so), 0 where nothing is either.
+
+The statistics of a test row are [3 C]: for each class whether it was hit, whether it was said, whether it is true.
+`outcomes` makes them for a whole test set at once; test sets may differ in their classes."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deft_tsds.metrics import METRICS, Interval
+from deft_tsds.metrics import METRICS, Interval, Metric
 from deft_tsds.metrics.bootstrap import resampled_runs
 
 Runs = Mapping[str, np.ndarray]
@@ -132,7 +132,14 @@ class Difference(NamedTuple):
 
 
 def difference(
-    metric: str, arm: Runs, against: Runs, *, margin: float = 0.0, level: float = 0.95, resamples: int = 1000, seed: int
+    metric: str | Metric,
+    arm: Runs,
+    against: Runs,
+    *,
+    margin: float = 0.0,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int,
 ) -> Difference:
     """Score of an arm less that of another, paired by seed and by test example; each test set counts once.
 
@@ -141,7 +148,7 @@ def difference(
     the sum. A bootstrap of five seeds would take their variance for a fifth too small and its tails for normal ones.
 
     Args:
-        metric: name of the metric that the statistics belong to.
+        metric: the metric that the statistics belong to, or its name.
         arm, against: runs of the same seeds on the same test examples, in the same order.
         margin: what the arm may lose and still count as no worse, at least 0.
         level: coverage of the interval.
@@ -155,11 +162,10 @@ def difference(
 
     if not margin >= 0:
         raise ValueError(f"margin is {margin}: give what may be lost, a number of at least 0.")
-    arms = _paired(arm, against)
-    score = METRICS[metric].score
-    by_seed_S = np.mean([score(a.sum(1)) - score(b.sum(1)) for a, b in arms.values()], axis=0)
+    arms, metric = _paired(arm, against), _metric(metric)
+    by_seed_S = np.mean([metric.score(a.sum(1)) - metric.score(b.sum(1)) for a, b in arms.values()], axis=0)
     drawn = [
-        np.subtract(*resampled_runs(METRICS[metric], pair, resamples=resamples, seed=[seed, place]))
+        np.subtract(*resampled_runs(metric, pair, resamples=resamples, seed=[seed, place]))
         for place, pair in enumerate(arms.values())
     ]
     error, freedom, by_seeds = _error(by_seed_S, np.mean(drawn, axis=0))
@@ -172,17 +178,19 @@ def difference(
     return Difference(value, low, high, float(p), float(p_worse), effect, int(np.sum(by_seed_S > 0)), seeds)
 
 
-def mean_score(metric: str, runs: Runs, *, level: float = 0.95, resamples: int = 1000, seed: int) -> Interval:
-    """The mean score of one arm over test sets and seeds, with an interval made as that of `difference`."""
-    arrays = {test: np.asarray(runs_SxNxs, np.float64) for test, runs_SxNxs in runs.items()}
-    by_seed_S = np.mean([METRICS[metric].score(array.sum(1)) for array in arrays.values()], axis=0)
+def mean_score(metric: str | Metric, runs: Runs, *, level: float = 0.95, resamples: int = 1000, seed: int) -> Interval:
+    """The mean score of one arm over test sets and seeds, with an interval made as that of `difference`, within 0 and
+    100, where all scores lie."""
+    arrays, metric = {test: np.asarray(runs_SxNxs, np.float64) for test, runs_SxNxs in runs.items()}, _metric(metric)
+    by_seed_S = np.mean([metric.score(array.sum(1)) for array in arrays.values()], axis=0)
     drawn = [
-        resampled_runs(METRICS[metric], [array], resamples=resamples, seed=[seed, place])[0]
+        resampled_runs(metric, [array], resamples=resamples, seed=[seed, place])[0]
         for place, array in enumerate(arrays.values())
     ]
     error, freedom, _ = _error(by_seed_S, np.mean(drawn, axis=0))
     value = float(by_seed_S.mean())
-    return Interval(value, *_ends(value, error, freedom, level))
+    low, high = np.clip(_ends(value, error, freedom, level), 0, 100)
+    return Interval(value, float(low), float(high))
 
 
 def _error(by_seed_S: np.ndarray, drawn_RxS: np.ndarray) -> tuple[np.float64, float, float]:
@@ -203,7 +211,7 @@ def _ends(value: float, error: np.float64, freedom: float, level: float) -> tupl
     return value - half, value + half
 
 
-def permutation_p(metric: str, arm: Runs, against: Runs, *, resamples: int = 10_000, seed: int) -> float:
+def permutation_p(metric: str | Metric, arm: Runs, against: Runs, *, resamples: int = 10_000, seed: int) -> float:
     """The p-value of no difference between two arms, by exchanging their answers to random test examples.
 
     An exchange is the same in all seeds, and tests nothing but the answers of these runs (Yeh, "More accurate tests for
@@ -211,7 +219,7 @@ def permutation_p(metric: str, arm: Runs, against: Runs, *, resamples: int = 10_
 
     Args and Raises: as `difference`.
     """
-    rng, score = np.random.default_rng(seed), METRICS[metric].score
+    rng, score = np.random.default_rng(seed), _metric(metric).score
     found, exchanged = 0.0, np.zeros(resamples)
     arms = _paired(arm, against)
     for a_SxNxs, b_SxNxs in arms.values():
@@ -232,6 +240,10 @@ def sentence(found: Difference, *, against: str, unit: str, level: float) -> str
         f"better than {against}: {answer}, {found.value:+.1f} {unit} [{found.low:.1f}, {found.high:.1f}], "
         f"{found.higher} of {found.seeds} seeds"
     )
+
+
+def _metric(metric: str | Metric) -> Metric:
+    return METRICS[metric] if isinstance(metric, str) else metric
 
 
 def _paired(arm: Runs, against: Runs) -> dict[str, tuple[np.ndarray, np.ndarray]]:

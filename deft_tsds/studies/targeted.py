@@ -211,7 +211,7 @@ class Features:
     @functools.cached_property
     def gradients(self) -> str:
         """SHA-256 of the gradients of the pool."""
-        return _array_hash(self.pool.gradients_NxG)
+        return array_hash(self.pool.gradients_NxG)
 
     def of(self, target: Target, sees: str) -> Pool:
         """The pool and the target's queries, as a contender sees them."""
@@ -281,11 +281,12 @@ def _stage(
         "test": target.test.fingerprint(),
     }
     if contender.sees == "gradients":
-        settings["gradients"] = [features.gradients, _array_hash(target.queries.gradients_NxG)]
+        settings["gradients"] = [features.gradients, array_hash(target.queries.gradients_NxG)]
     return run.do(f"cells/{target.name}/{name}", work, settings=settings)
 
 
-def _array_hash(array: np.ndarray | None) -> str:
+def array_hash(array: np.ndarray | None) -> str:
+    """SHA-256 of the values."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 

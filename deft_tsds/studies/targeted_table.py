@@ -63,7 +63,7 @@ def summarize(
             target.name: {
                 "queries": len(target.queries.texts),
                 "test": len(target.test.texts),
-                "classes": len(_classes(pool, target)),
+                "classes": len(scored_classes(pool, target)),
                 "in_pool": int((pool.groups == target.name).sum()),
             }
             for target in targets
@@ -73,7 +73,7 @@ def summarize(
     }
 
 
-def _classes(pool: Labelled, target: Target) -> list[str]:
+def scored_classes(pool: Labelled, target: Target) -> list[str]:
     """The labels that are scored: those of the test rows that the pool has too, since no choice can teach another."""
     known = np.unique(pool.labels[pool.groups == target.name])
     return np.intersect1d(known, target.test.labels).tolist()
@@ -92,7 +92,7 @@ def _resampled(
     seed: int,
 ) -> dict[str, Draws]:
     """macro-F1 on one target by contender, resampled together; without the contenders that have no choice there."""
-    classes = _classes(pool, target)
+    classes = scored_classes(pool, target)
     metric, arms = macro_f1(classes), {}
     for name in names:
         stage = stages[name, target.name]

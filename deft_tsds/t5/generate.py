@@ -146,8 +146,9 @@ def generate_texts(
 ) -> list[str]:
     """What the model answers to each prompt, in the order of the prompts.
 
-    Prompts are sorted by length and padded to a few lengths, so that few programs are compiled and little is computed
-    on padding. Prompts longer than `max_input_tokens` are cut there. The progress bar shows tokens a second.
+    Prompts are sorted by length and padded to a few lengths, and few of them to few rows, so that few programs are
+    compiled and little is computed on padding. Prompts longer than `max_input_tokens` are cut there. The progress bar
+    shows tokens a second.
 
     Args:
         key: draw the answers; what a prompt draws depends on its place in `prompts`, not on the batch size.
@@ -172,6 +173,7 @@ def generate_texts(
     rows = tokenizer(list(prompts), truncation=True, max_length=max_input_tokens)["input_ids"]
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # longest first: out of memory shows at once
     texts = [""] * len(rows)
+    batch_size = min(batch_size, _bucket(len(rows)))  # a few prompts need no whole batch
     written, began = 0, time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("generate", total=len(rows), note="")

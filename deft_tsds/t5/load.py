@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from deft_tsds.embed.folders import within
 from deft_tsds.runs import atomic_write, read_json, write_json
 from deft_tsds.t5.lora import merge_lora
 from deft_tsds.t5.model import T5, T5Config
@@ -106,6 +107,7 @@ def load_pretrained(folder_or_hub_name: str | Path, *, dtype: DTypeLike = jnp.fl
     tied = _is_tied(tensors, says_untied=settings.get("tie_word_embeddings") is False, folder=folder)
     config = dataclasses.replace(config, tie_word_embeddings=tied)
 
+    check_layers(config, tensors, folder)
     graph, state = nnx.split(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)))
     parameters = dict(nnx.to_flat_state(state))
     names = _names(parameters)
@@ -116,6 +118,10 @@ def load_pretrained(folder_or_hub_name: str | Path, *, dtype: DTypeLike = jnp.fl
             raise ValueError(f"{folder} {kind} {listed}. Its config.json describes another model than its weights.")
     for name, (path, transposed) in names.items():
         tensor = tensors.pop(name).astype(np.float32)
+        if not np.isfinite(tensor).all():
+            raise ValueError(
+                f"{folder}: tensor {name} holds NaN or infinite values. Copy or download the weights again."
+            )
         tensor = tensor.T if transposed else tensor
         expected = parameters[path].shape
         if tensor.shape != expected:
@@ -186,8 +192,12 @@ def load_tokenizer(folder_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}). Save one with save_pretrained.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"The tokenizer in {folder} cannot be read: {error}") from error
+    except Exception as error:  # tokenizers raises a bare Exception, and transformers trusts the types in its files
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"The tokenizer in {folder} cannot be read ({said}). Copy or download it again, or save one with "
+            "save_pretrained."
+        ) from error
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -234,6 +244,16 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
 
 
+def check_layers(config: T5Config, tensors: Collection[str], folder: Path) -> None:
+    """Raise ValueError where a config has more layers than the weights could fill, before so many are built."""
+    layers = config.num_layers + config.num_decoder_layers
+    if layers > len(tensors):
+        raise ValueError(
+            f"{folder} has {len(tensors)} tensors for the {layers} layers of its config.json, which describes another "
+            "model than its weights. Copy or download both again."
+        )
+
+
 def _names(parameters: Mapping[tuple, Any]) -> dict[str, tuple[tuple, bool]]:
     """The rows of `TENSORS` for these parameters: Hugging Face's name to (our path, transposed)."""
     layers = 1 + max((part for path in parameters for part in path if isinstance(part, int)), default=0)
@@ -265,12 +285,16 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         with _open_tensors(single) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index} has no weight_map; it is no index of safetensors shards.")
-        tensors = {}
+        found = read_json(index)
+        weight_map = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ValueError(
+                f"{index} has no weight_map from tensors to files; it is no index of safetensors shards. Copy or "
+                "download it again."
+            )
+        tensors, there = {}, {path.name for path in folder.iterdir()}
         for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard or not (folder / shard).is_file():
+            if Path(shard).name != shard or within(folder, shard, index).name not in there:
                 raise ValueError(f"{index} names the shard {shard!r}, which is not in {folder}. Copy all shards.")
             with _open_tensors(folder / shard) as file:
                 for name in (name for name, home in weight_map.items() if home == shard):

@@ -109,13 +109,17 @@ class T5Config:
             least = 1 if name in _POSITIVE_FIELDS else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"T5Config: {name} must be an integer of at least {least}, got {value!r}.")
+            if value >= 2**31:
+                raise ValueError(f"T5Config: {name} must be below 2**31, got {value}.")
         for name in _TOKEN_FIELDS:
             if getattr(self, name) >= self.vocab_size:
                 raise ValueError(f"T5Config: {name} {getattr(self, name)} is outside vocab_size {self.vocab_size}.")
         if self.activation not in ("relu", "gated-gelu"):
             raise ValueError(f"T5Config: activation must be 'relu' or 'gated-gelu', got {self.activation!r}.")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"T5Config: dropout_rate must be in [0, 1), got {self.dropout_rate!r}.")
+        for name, below in (("dropout_rate", 1.0), ("layer_norm_epsilon", math.inf)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < below:
+                raise ValueError(f"T5Config: {name} must be in [0, {below:g}), got {value!r}.")
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets % 4 or distance <= buckets // 2:
             raise ValueError(

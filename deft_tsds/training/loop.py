@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deft_tsds import stopping
 from deft_tsds.runs import progress_bar
 from deft_tsds.training.batches import ahead
 from deft_tsds.training.checkpoints import Checkpoints
@@ -89,6 +90,7 @@ def train(
 
     Raises:
       FloatingPointError: the loss of a run is no longer finite.
+      Stopped: the process was told to stop; there is a checkpoint of the last step that it took.
     """
     checkpoints = Checkpoints(folder)
     progress: dict[str, Any] = {"losses": [math.nan] * len(logs), "validation_losses": None}
@@ -109,7 +111,7 @@ def train(
 
     if stopped():
         last = start
-    with opened, progress_bar() as bar, trace:
+    with stopping.deferred(), opened, progress_bar() as bar, trace:
         task = bar.add_task(plan.description, total=last, completed=start, note="")
         for step, feed in enumerate(ahead(programs.feed, start + 1, last + 1), start + 1):
             trace.before(step - start)
@@ -121,7 +123,8 @@ def train(
             unchecked = (step, feed, loss)
             logged = step % plan.log_every == 0 or step in (1, last)
             validated = programs.validate is not None and (step % plan.validate_every == 0 or step == last)
-            saved = step % plan.save_every == 0 or step == last
+            told = stopping.requested(together=logged)  # this machine is wanted elsewhere: what is done must be saved
+            saved = step % plan.save_every == 0 or step == last or told
             if not (logged or validated or saved):
                 continue
             losses = _finite_losses(*unchecked, plan)
@@ -151,6 +154,8 @@ def train(
                     log.write({**about, **row})
             if saved or stopped():
                 checkpoints.save(step, params, moments, progress)
+            if told:
+                stopping.stop()
             meter.restart()
             if stopped():
                 last = step

@@ -25,6 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deft_tsds.geometry.mesh import spread_key as spread_key
+
 DATA, SHARD = "data", "shard"
 
 Rules = Sequence[tuple[str, P]]
@@ -99,16 +101,6 @@ def spread(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A tree of arrays, equal in every process, laid out by the rules."""
     # By way of NumPy: what lies on one device of one process cannot be moved to devices of another.
     return jax.tree.map(lambda x, to: jax.device_put(np.asarray(x), to), state, state_shardings(state, mesh, rules))
-
-
-def spread_key(key: jax.Array, mesh: Mesh) -> jax.Array:
-    """A key, equal in every process, on every device."""
-    data = np.asarray(jax.random.key_data(key))
-    wrap = jax.jit(
-        lambda data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(key)),
-        out_shardings=NamedSharding(mesh, P()),
-    )
-    return wrap(data)
 
 
 def gathered(state: Any) -> Any:

@@ -54,7 +54,15 @@ _UNSMOOTH = terms.KINKED | {terms.sinkhorn_divergence}
 
 
 class Optimum(NamedTuple):
-    """What `optimum` found."""
+    """What `optimum` found.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), spread=(0.5, dt.terms.entropy))
+        >>> found = dt.optimum(dt.Problem.from_embeddings(candidates, queries), objective)
+        >>> found.plan.mass_MxK.shape, bool(found.converged)
+        ((1, 4), True)
+    """
 
     plan: Plan
     """gamma and p, differentiable."""
@@ -103,6 +111,15 @@ def optimum(problem: Problem, objective: Objective, *, tolerance: float = 1e-12,
     Raises:
         ValueError: a term with kinks, or `sinkhorn_divergence`, or arguments out of range. Values cannot be checked
             inside of `jit`: look at `converged`.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> problem = dt.Problem.from_embeddings(candidates, queries)
+        >>> def nearest_share(weight):
+        ...     objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), spread=(weight, dt.terms.entropy))
+        ...     return dt.optimum(problem, objective).plan.mass_MxK[0, 0]
+        >>> bool(jax.grad(nearest_share)(0.5) < 0)  # the more entropy, the less of it
+        True
     """
     tolerance = check_real(tolerance, "tolerance", above=0.0)
     max_steps = check_count(max_steps, "max_steps", 1)

@@ -41,7 +41,17 @@ _PROGRESS = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """Knobs that were learned, and the plan that `dt.tsds` gives with them."""
+    """Knobs that were learned, and the plan that `dt.tsds` gives with them.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x, queries, held_out = rng.normal(size=(60, 3)), rng.normal(size=(3, 3)), rng.normal(size=(20, 3))
+        >>> probe = dt.RidgeProbe.of(x, x[:, :1], held_out, held_out[:, :1])
+        >>> search = {"bandwidths": (0.5, 2.0), "neighbors": 20, "starts": 1, "max_evaluations": 2}
+        >>> learned = dt.learn_knobs(x, queries, probe, key=jax.random.key(0), **search)
+        >>> 0 < learned.alpha <= 1, 0.5 <= learned.bandwidth <= 2.0, learned.plan.size
+        (True, True, 60)
+    """
 
     alpha: float
     scale: float
@@ -98,6 +108,15 @@ def learn_knobs(
 
     Raises:
         ValueError: bad rows or arguments, or a loss that is not finite.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x, queries, held_out = rng.normal(size=(60, 3)), rng.normal(size=(3, 3)), rng.normal(size=(20, 3))
+        >>> probe = dt.RidgeProbe.of(x, x[:, :1], held_out, held_out[:, :1])
+        >>> search = {"bandwidths": (0.5, 2.0), "neighbors": 20, "starts": 1, "max_evaluations": 2}
+        >>> learned = dt.learn_knobs(x, queries, probe, key=jax.random.key(0), **search)
+        >>> learned.loss <= learned.history[0]["loss"]
+        True
     """
     starts = check_count(starts, "starts", 1)
     max_evaluations = check_count(max_evaluations, "max_evaluations", starts + 1)
@@ -177,7 +196,16 @@ class RidgeProbe:
         W = argmin sum_j p_j |y_j - W^T x_j|^2 + ridge |W|^2 = (X^T P X + ridge)^-1 X^T P Y
         L = mean over held-out examples of |y - W^T x|^2
 
-    x with a 1 appended. In closed form, so that the derivative through the training is exact; U D^2 operations.
+    x [N, D] and [V, D] with a 1 appended, y [N, C] and [V, C]. In closed form, so that the derivative through the
+    training is exact; U D^2 operations.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x, held_out = rng.normal(size=(40, 3)), rng.normal(size=(20, 3))
+        >>> probe = dt.RidgeProbe.of(x, x[:, :1], held_out, held_out[:, :1])  # the target is the first coordinate
+        >>> loss = probe(np.arange(40))
+        >>> bool(loss(jnp.full(40, 1 / 40)) < 1e-3)
+        True
     """
 
     candidates_NxD: Any

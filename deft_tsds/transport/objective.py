@@ -31,6 +31,13 @@ class Term:
 
     Arrays and floats among the arguments are leaves, so that other values do not recompile; everything else (an int, a
     string, None) belongs to the structure and must be hashable.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> plan = dt.tsds(dt.Problem.from_embeddings(candidates, queries), alpha=1.0)
+        >>> lengths = dt.Term(dt.terms.linear, {"costs_N": np.array([7.0, 8.0, 9.0, 10.0])})
+        >>> float(lengths(plan, dt.Problem.from_embeddings(candidates, queries)))
+        7.0
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any] | None = None):
@@ -71,6 +78,11 @@ class Objective:
     Attributes:
         weights: by name, numbers (leaves).
         terms: by name, `Term` or `functools.partial` or function, as they were given.
+
+    Example:
+        >>> objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), spread=(0.1, dt.terms.entropy))
+        >>> list(objective.weights), list(objective.without("spread").weights)
+        (['near', 'spread'], ['near'])
     """
 
     weights: dict[str, Any]

@@ -36,6 +36,13 @@ class Pairs:
         left_P, right_P: int32, places in the shortlist, left < right, of all pairs within the reach.
         squares_P: float32, their squared distances.
         reach: the largest bandwidth that the pairs are enough for.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> problem = dt.Problem.from_embeddings(candidates, queries, bandwidth=0.5)
+        >>> pairs = dt.Pairs.of(problem, candidates, queries, reach=0.5)
+        >>> pairs.left_P, pairs.right_P
+        (array([0], dtype=int32), array([1], dtype=int32))
     """
 
     problem: Problem

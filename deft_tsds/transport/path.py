@@ -49,6 +49,11 @@ def path_plan(problem: Problem, s: Any, *, blur: float = 0.0) -> Plan:
 
     Raises:
         ValueError: blur below 0.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> dt.path_plan(dt.Problem.from_embeddings(candidates, queries), 2.0).mass_MxK
+        Array([[0.5, 0.5, 0. , 0. ]], dtype=float32)
     """
     blur = check_real(blur, "blur", at_least=0.0)
     levels_MxK = _levels(problem)
@@ -68,6 +73,12 @@ def path_ends(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """The least s that spreads any mass, and the largest one that is an optimum within K neighbours for certain.
 
     The last is the smaller of min_i W_i(K) and Z/2, Z at its lower bound as in `deft_tsds.transport.closed_form`.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> low, high = dt.path_ends(dt.Problem.from_embeddings(candidates, queries))
+        >>> float(low) <= float(high)
+        True
     """
     levels_MxK = _levels(problem)
     carries_M = jnp.asarray(problem.query_weights_M) > 0

@@ -6,14 +6,15 @@ Shapes: N candidates, M queries, K neighbours of a query, U distinct candidates 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 import numpy as np
 
-from deft_tsds.arrays import as_matrix, check_count, check_real, check_same_width
+from deft_tsds.arrays import Rows, as_matrix, check_count, check_real, check_same_width
 from deft_tsds.geometry.bandwidth import propose_bandwidth
 from deft_tsds.geometry.density import kernel_density
+from deft_tsds.geometry.mesh import as_shared_matrix, mesh_of, processes, rows_of
 from deft_tsds.geometry.neighbors import nearest_neighbors
 from deft_tsds.transport.closed_form import Regularizer, check_trade, optima, widened
 
@@ -35,6 +36,12 @@ class Problem:
         query_weights_M: float64, sums to 1. A row of weight zero is padding: it changes no answer.
         size: N.
         info: how it came about (see `from_embeddings`).
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> problem = dt.Problem.from_embeddings(candidates, queries, neighbors=2)
+        >>> problem.costs_MxK.shape, problem.next_cost_M, problem.shortlist_U, problem.size
+        ((1, 2), array([1.], dtype=float32), array([0, 1], dtype=int32), 4)
     """
 
     costs_MxK: Any
@@ -64,7 +71,7 @@ class Problem:
         """Find the neighbourhoods of the queries and the density of the shortlist.
 
         Args:
-            candidates: [N, D] real; may be a float32 memory-map or a `Store`.
+            candidates: [N, D] real; may be a float32 memory-map, `Shards` or a `Store`, which are read once a search.
             queries: [M, D] real.
             neighbors: K, at least 1; a K above N means all N candidates.
             bandwidth: h of the kernel density; None leaves rho = 1, which makes "kde" the same as "uniform"; "auto"
@@ -91,7 +98,7 @@ class Problem:
         """
         if density_over not in get_args(DensityOver):
             raise ValueError(f"density_over is {density_over!r}: choose one of {', '.join(get_args(DensityOver))}.")
-        candidates_NxD = as_matrix(candidates, "candidates")
+        candidates_NxD = as_shared_matrix(candidates, "candidates", mesh_of(None))
         queries_MxD = as_matrix(queries, "queries")
         check_same_width(queries_MxD, candidates_NxD, "queries", "candidates")
         n = len(candidates_NxD)
@@ -151,17 +158,19 @@ class Problem:
         if bandwidth is None:
             return replace(self, info={**info, "bandwidth": None})
         everything = len(self.shortlist_U) == self.size
+        pool = candidates_NxD if density_over == "pool" and not everything else None
+        rows_U = None if everything else self.shortlist_U
+        mesh = mesh_of(None)
+        if isinstance(candidates_NxD, Rows):  # files read a row many times slower than memory: once, then
+            one = processes(mesh).size == 1
+            held = candidates_NxD.held(self.shortlist_U) if one else rows_of(mesh, candidates_NxD, self.shortlist_U)
+            candidates_NxD, rows_U = cast(np.ndarray, held), None
         if bandwidth == "auto":
             distance_U = np.full(len(self.shortlist_U), np.inf, dtype=np.float32)
             np.minimum.at(distance_U, self.index_MxK.ravel(), self.costs_MxK.ravel())
-            shortlisted_UxD = candidates_NxD[slice(None) if everything else self.shortlist_U]
+            shortlisted_UxD = candidates_NxD[:] if rows_U is None else rows_of(mesh, candidates_NxD, rows_U)
             bandwidth, info["bandwidth_found"] = propose_bandwidth(shortlisted_UxD, distance_U)
             del shortlisted_UxD
-        pool = candidates_NxD if density_over == "pool" and not everything else None
-        if not isinstance(candidates_NxD, np.ndarray):  # a store reads a row many times slower than memory or a map
-            candidates_NxD, rows_U = candidates_NxD[self.shortlist_U], None
-        else:
-            rows_U = None if everything else self.shortlist_U
         density_U = kernel_density(candidates_NxD, rows=rows_U, bandwidth=bandwidth, pool=pool)
         return replace(self, density_U=density_U, info={**info, "bandwidth": bandwidth})
 
@@ -176,6 +185,12 @@ class Plan:
         shortlist_U: int32, candidate ids of `weights_U`.
         size: N.
         info: what the solver has to say of this plan (see `tsds`).
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> plan = dt.tsds(dt.Problem.from_embeddings(candidates, queries, neighbors=2), alpha=1.0)  # the nearest alone
+        >>> plan.mass_MxK, plan.probabilities()
+        (array([[1., 0.]]), array([1., 0., 0., 0.]))
     """
 
     mass_MxK: Any

@@ -57,6 +57,11 @@ def relaxed_sample(
 
     Raises:
         ValueError: probabilities that are no vector, budget or law out of range, a bad key.
+
+    Example:
+        >>> weights = dt.relaxed_sample(np.array([0.4, 0.3, 0.2, 0.1]), 2, key=jax.random.key(0), temperature=0.1)
+        >>> weights.shape, round(float(weights.sum()), 3)
+        ((4,), 2.0)
     """
     if law not in get_args(Law):
         raise ValueError(f"law is {law!r}: choose one of {', '.join(get_args(Law))}.")

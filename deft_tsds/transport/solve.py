@@ -76,6 +76,13 @@ def solve(
 
     Warns:
         UserWarning: not converged; the message says how far.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), spread=(0.5, dt.terms.entropy))
+        >>> plan, info = dt.solve(dt.Problem.from_embeddings(candidates, queries), objective)
+        >>> info["converged"], bool(plan.mass_MxK[0, 0] > plan.mass_MxK[0, 1])
+        (True, True)
     """
     tolerance, max_iterations = _check_effort(tolerance, max_iterations)
     with jax.enable_x64(True):
@@ -115,6 +122,13 @@ def sweep(
 
     Raises:
         ValueError: as `solve`; no weights, or vectors of different lengths.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), spread=(0.5, dt.terms.entropy))
+        >>> found = dt.sweep(dt.Problem.from_embeddings(candidates, queries), objective, spread=[0.2, 0.5, 1.0])
+        >>> [info["converged"] for plan, info in found]
+        [True, True, True]
     """
     tolerance, max_iterations = _check_effort(tolerance, max_iterations)
     lanes = check_count(lanes, "lanes", 1)

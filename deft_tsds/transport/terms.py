@@ -14,6 +14,16 @@ since N rows may not fit. An own term is any function of this form:
         return jnp.sum(plan.weights_U**2)
 
     dt.Objective.of(align=(1.0, dt.terms.transport_cost), mine=(0.3, my_term))
+
+Example:
+    >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+    >>> def concentration(plan, problem):  # one's own term
+    ...     return jnp.sum(plan.weights_U**2)
+    >>> objective = dt.Objective.of(near=(1.0, dt.terms.transport_cost), mine=(0.3, concentration))
+    >>> problem = dt.Problem.from_embeddings(candidates, queries)
+    >>> plan = dt.tsds(problem, alpha=1.0)
+    >>> sorted((name, round(float(part), 3)) for name, part in objective.parts(plan, problem).items())
+    [('mine', 0.3), ('near', 0.0)]
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def tsds(
     """Return the exact optimum of problem RT; with too few neighbours, the best plan that keeps to them.
 
     Args:
-        problem: queries and neighbourhoods.
+        problem: queries and neighbourhoods, M x K.
         alpha: in (0, 1], weight of the distances against the diversity; 1 takes the nearest candidate alone. None is
             0.5, or with `effective_size` what that asks for.
         scale: C > 0, the scale of the distances. Only tau = C (1 - alpha) / alpha decides.
@@ -64,6 +64,12 @@ def tsds(
     Raises:
         ValueError: alpha, scale or regularizer out of range; alpha and effective_size together; an effective size
             below that of the nearest candidates alone, or above that of the last optimum proven within K neighbours.
+
+    Example:
+        >>> candidates, queries = np.array([[0.0], [0.1], [1.0], [9.0]]), np.array([[0.0]])
+        >>> plan = dt.tsds(dt.Problem.from_embeddings(candidates, queries), alpha=0.9, scale=1.0)
+        >>> plan.probabilities(), plan.info["support"], plan.info["gap"]
+        (array([0.5, 0.5, 0. , 0. ]), 2, 0.0)
     """
     if effective_size is not None and alpha is not None:
         raise ValueError("alpha and effective_size both decide how far the mass spreads: give one of them.")
