@@ -192,9 +192,15 @@ class LoggedConsole(Console):
     """A console whose lines of text are in the log as well. Silent in all processes but the first."""
 
     def print(self, *objects: Any, fields: Mapping[str, Any] | None = None, **options: Any) -> None:
-        """As `rich`'s; `fields` go to the log alone."""
+        """As `rich`'s; `fields` go to the log alone.
+
+        What no encoding has (half a surrogate pair, out of a damaged file) is shown by its number.
+        """
         if not is_first_process():
             return
+        objects = tuple(
+            text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text for text in objects
+        )
         super().print(*objects, **options)
         words = [text for text in objects if isinstance(text, str)]
         if words and len(words) == len(objects):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deft_tsds import damage, processes, stopping
@@ -247,7 +248,7 @@ class Run:
         mark = folder / "request.json"
         if folder.exists() and (not mark.exists() or read_json(mark) != request):
             changed = _changed(read_json(mark), request) if mark.exists() else "no request recorded"
-            console.print(f"[yellow]anew[/] {request['stage']} [dim]({changed})[/]")
+            console.print(f"[yellow]anew[/] {request['stage']} [dim]({escape(changed)})[/]")
             for name in ("manifest.json", "request.json"):  # first: what is cleared by half must not look like a stage
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder)

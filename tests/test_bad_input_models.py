@@ -466,8 +466,8 @@ WEIGHTS = [
     Bad(
         "an index that names a file longer than names may be",
         index(lambda m: {"weight_map": dict.fromkeys(m, "x" * 300)}),
-        "names the shard 'xxx",
-        "Copy all shards",
+        "which no file can be called (File name too long)",
+        "copy or download",
     ),
     Bad(
         "an index that names an absolute path",
@@ -520,6 +520,12 @@ WEIGHTS = [
         modules({"type": "a.Transformer", "path": "../../x"}, {"type": "a.Pooling", "path": "1_Pooling"}),
         "modules.json names '../../x'",
         "into the folder",
+    ),
+    Bad(
+        "a sentence encoder with a module that no folder can be called",
+        modules({"type": "a.Transformer", "path": "x" * 3000}, {"type": "a.Pooling", "path": "1_Pooling"}),
+        "which no file can be called (File name too long)",
+        "copy or download",
     ),
     Bad(
         "a sentence encoder without a path",

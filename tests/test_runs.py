@@ -84,6 +84,16 @@ def test_a_changed_request_clears_the_folder_and_begins_anew(tmp_path, change, c
     assert f"changed: {expected}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("key", "shown"), [("\ud800", "settings.\\ud800"), ("[/red]", "settings.[/red]")])
+def test_a_damaged_request_is_shown_whatever_it_holds(tmp_path, key, shown, capsys):
+    Run(tmp_path, 0).do("stage", lambda folder: None, settings={"a": 1})
+    mark = tmp_path / "stage" / "request.json"
+    mark.write_text(json.dumps({"settings": {key: 1}}))
+    (tmp_path / "stage" / "manifest.json").unlink()
+    Run(tmp_path, 0).do("stage", lambda folder: None, settings={"a": 1})
+    assert shown in capsys.readouterr().err.replace("\n", "")
+
+
 def test_a_killed_stage_finds_what_it_left(tmp_path):
     run = Run(tmp_path, 0)
 

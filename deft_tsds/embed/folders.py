@@ -63,7 +63,7 @@ def within(folder: Path, name: str, where: Path) -> Path:
 
     Raises:
         ValueError: an absolute path, one with "..", or a link that leads out of the folder (but for the links by which
-            the hub's cache holds a snapshot).
+            the hub's cache holds a snapshot), or a name that the file system refuses.
     """
     path, home = folder / name, folder.resolve()
     homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
@@ -74,6 +74,13 @@ def within(folder: Path, name: str, where: Path) -> Path:
             f"{where} names {name[:80]!r}, which leads out of {folder}: nothing outside a folder is read because a "
             "file in it says so. Copy what is meant into the folder."
         )
+    try:
+        path.is_file()
+    except OSError as error:
+        raise ValueError(
+            f"{where} names {name[:80]!r}, which no file can be called ({error.strerror}): copy or download the folder "
+            "again."
+        ) from error
     return path
 
 

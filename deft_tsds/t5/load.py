@@ -292,9 +292,9 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
                 f"{index} has no weight_map from tensors to files; it is no index of safetensors shards. Copy or "
                 "download it again."
             )
-        tensors, there = {}, {path.name for path in folder.iterdir()}
+        tensors = {}
         for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard or within(folder, shard, index).name not in there:
+            if Path(shard).name != shard or not within(folder, shard, index).exists():
                 raise ValueError(f"{index} names the shard {shard!r}, which is not in {folder}. Copy all shards.")
             with _open_tensors(folder / shard) as file:
                 for name in (name for name, home in weight_map.items() if home == shard):
