@@ -82,11 +82,19 @@ def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
 
     import jax
 
+    from deft_tsds.geometry.kmeans_mesh import plus_plus
+    from deft_tsds.geometry.mesh import candidates_mesh
+
     module = importlib.import_module("deft_tsds.geometry.kmeans")
     points = np.load(path, allow_pickle=False)
     matrix = module._on_device(points, module._Frame.of(points, False))
-    squares, _ = module.programs.moments(matrix)
-    return lambda: module.programs.plus_plus(jax.random.key(0), 0, matrix, squares, len(points), k).block_until_ready()
+    one = candidates_mesh(jax.local_devices()[:1])
+
+    def call():
+        with jax.enable_x64(True):
+            return plus_plus(jax.random.key(0), np.int64(0), matrix, len(points), k, mesh=one).block_until_ready()
+
+    return call
 
 
 def sklearn_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:

@@ -70,34 +70,40 @@ def _plus_plus(key, first, points_SxD, n, *, k):
     s, d = points_SxD.shape
     rows = min(programs.BLOCK_ROWS, s)
     start = lax.axis_index(AXIS) * s
-    real_S = start + jnp.arange(s) < n
+    real_BxR = (start + jnp.arange(s) < n).reshape(-1, rows)
+    points_BxRxD = points_SxD.reshape(-1, rows, d)
 
-    def of_rows(values_S, rows_T):
-        """What belongs to some rows of all, on every device."""
+    def squares(x_RxD):
+        return jnp.sum(jnp.square(x_RxD.astype(jnp.float64)), axis=1)
+
+    def of_rows(rows_T, read):
+        """What `read` finds about some rows of all in their blocks, on every device."""
         here_T = (rows_T >= start) & (rows_T < start + s)
-        found_T = values_S[jnp.clip(rows_T - start, 0, s - 1)]
+        found_T = read(*jnp.divmod(jnp.clip(rows_T - start, 0, s - 1), rows))
         return lax.psum(jnp.where(here_T.reshape(-1, *[1] * (found_T.ndim - 1)), found_T, 0), AXIS)
 
-    def distances(candidates_TxD):
-        exact_TxD = candidates_TxD.astype(jnp.float64)
-        squares_T = jnp.sum(exact_TxD**2, axis=1)
+    def points_of(rows_T):
+        return of_rows(rows_T, lambda block_T, row_T: points_BxRxD[block_T, row_T])
 
-        def of_block(x_RxD):
-            exact_RxD = x_RxD.astype(jnp.float64)
-            both_RxT = jnp.sum(exact_RxD**2, axis=1)[:, None] + squares_T
-            squared_RxT = both_RxT - 2 * programs.dot(exact_RxD, exact_TxD.T)
-            return jnp.where(squared_RxT > _SAME * both_RxT, squared_RxT, 0).astype(jnp.float32)
+    def distances(candidates_TxD, squares_BxR=None):
+        """Squared distances [B, T, R], and the squared lengths of all points, which one pass may find for the next."""
+        exact_TxD, squares_T = candidates_TxD.astype(jnp.float64), squares(candidates_TxD)
 
-        distances_SxT = lax.map(of_block, points_SxD.reshape(-1, rows, d)).reshape(s, -1)
-        return jnp.where(real_S[:, None], distances_SxT, 0)
+        def of_block(block):
+            x_RxD, real_R, squares_R = block
+            squares_R = squares(x_RxD) if squares_R is None else squares_R
+            both_TxR = squares_T[:, None] + squares_R
+            squared_TxR = both_TxR - 2 * programs.dot(exact_TxD, x_RxD.astype(jnp.float64).T)
+            return jnp.where(real_R & (squared_TxR > _SAME * both_TxR), squared_TxR, 0).astype(jnp.float32), squares_R
+
+        return lax.map(of_block, (points_BxRxD, real_BxR, squares_BxR))
 
     def pick(mass_xR, uniform_x):
         sum_xR = jnp.where(mass_xR > 0, jnp.cumsum(mass_xR, axis=-1, dtype=jnp.float64), 0)  # nothing without mass
         return jnp.argmax(sum_xR > (uniform_x * sum_xR.max(axis=-1))[..., None], axis=-1)
 
-    def draw(mass_S, uniform_2xT):
+    def draw(mass_BxR, uniform_2xT):
         # First the block, then the row in it: the law of one draw over all rows.
-        mass_BxR = mass_S.reshape(-1, rows)
         blocks, before = len(mass_BxR), start // rows
         block_T = pick(lax.all_gather(mass_BxR.sum(axis=1, dtype=jnp.float64), AXIS, tiled=True), uniform_2xT[0])
         own_T = jnp.clip(block_T - before, 0, blocks - 1)
@@ -105,13 +111,13 @@ def _plus_plus(key, first, points_SxD, n, *, k):
         return lax.psum(jnp.where(block_T == before + own_T, row_T, 0), AXIS)
 
     def draw_batch(state):
-        index, _, nearest_S, total = state
+        index, _, nearest_BxR, total = state
         uniform_3xT = jax.random.uniform(jax.random.fold_in(key, index), (3, batch), jnp.float32)
-        mass_S = jnp.where(total > 0, nearest_S, real_S)  # where every point is a centroid, any will do
-        row_T = draw(mass_S, uniform_3xT[:2])
-        distances_SxT = distances(of_rows(points_SxD, row_T))
-        between_TxT = of_rows(distances_SxT, row_T)
-        threshold_T = uniform_3xT[2] * of_rows(mass_S, row_T)
+        mass_BxR = jnp.where(total > 0, nearest_BxR, real_BxR)  # where every point is a centroid, any will do
+        row_T = draw(mass_BxR, uniform_3xT[:2])
+        distances_BxTxR, _ = distances(points_of(row_T), squares_BxR)
+        between_TxT = of_rows(row_T, lambda block_T, row_T: distances_BxTxR[block_T, :, row_T])
+        threshold_T = uniform_3xT[2] * of_rows(row_T, lambda block_T, row_T: mass_BxR[block_T, row_T])
 
         def accepted(total, present_T, used):
             return (jnp.arange(batch) >= used) & (threshold_T <= jnp.where(total > 0, present_T, 1))
@@ -121,24 +127,24 @@ def _plus_plus(key, first, points_SxD, n, *, k):
             return (index < k) & (accepted(total, present_T, used).sum() >= trials)
 
         def choose(state):
-            (index, centroids_KxD, nearest_S, total), present_T, used = state
-            accepted_T = accepted(total, present_T, used)
-            rank_T = jnp.cumsum(accepted_T)
-            sum_T = jnp.minimum(nearest_S[:, None], distances_SxT).sum(axis=0, dtype=jnp.float64)
-            sum_T = lax.psum(sum_T, AXIS)
-            best = jnp.argmin(jnp.where(accepted_T & (rank_T <= trials), sum_T, jnp.inf))
-            centroids_KxD = centroids_KxD.at[index].set(of_rows(points_SxD, row_T[best][None])[0])
-            nearest_S = jnp.minimum(nearest_S, distances_SxT[:, best])
+            (index, centroids_KxD, nearest_BxR, total), present_T, used = state
+            tried = jnp.nonzero(accepted(total, present_T, used), size=trials)[0]
+            sum_t = jnp.minimum(nearest_BxR[:, None], distances_BxTxR[:, tried]).sum(axis=(0, 2), dtype=jnp.float64)
+            sum_t = lax.psum(sum_t, AXIS)
+            best = tried[jnp.argmin(sum_t)]
+            centroids_KxD = centroids_KxD.at[index].set(points_of(row_T[best][None])[0])
+            nearest_BxR = jnp.minimum(nearest_BxR, distances_BxTxR[:, best])
             present_T = jnp.minimum(present_T, between_TxT[:, best])
-            chosen = index + 1, centroids_KxD, nearest_S, sum_T[best]
-            return chosen, present_T, jnp.argmax(rank_T == trials) + 1
+            return (index + 1, centroids_KxD, nearest_BxR, jnp.min(sum_t)), present_T, tried[-1] + 1
 
-        return lax.while_loop(enough, choose, (state, of_rows(nearest_S, row_T), 0))[0]
+        present_T = of_rows(row_T, lambda block_T, row_T: nearest_BxR[block_T, row_T])
+        return lax.while_loop(enough, choose, (state, present_T, 0))[0]
 
-    first_1xD = of_rows(points_SxD, first[None])
-    nearest_S = distances(first_1xD)[:, 0]
-    total = lax.psum(nearest_S.sum(dtype=jnp.float64), AXIS)
-    begin = 1, jnp.zeros((k, d), jnp.float32).at[0].set(first_1xD[0]), nearest_S, total
+    first_1xD = points_of(first[None])
+    distances_Bx1xR, squares_BxR = distances(first_1xD)
+    nearest_BxR = distances_Bx1xR[:, 0]
+    total = lax.psum(nearest_BxR.sum(dtype=jnp.float64), AXIS)
+    begin = 1, jnp.zeros((k, d), jnp.float32).at[0].set(first_1xD[0]), nearest_BxR, total
     return lax.while_loop(lambda state: state[0] < k, draw_batch, begin)[1]
 
 
