@@ -36,8 +36,6 @@ def check_experiment(experiment: cfg.Experiment) -> None:
     build.check_metrics(experiment.evaluate.metrics)
     build.check_train(experiment.train)
     check_trackers(experiment.track)
-    if processes.count() > 1 and any(isinstance(config, cfg.Gradients) for config in experiment.encoders.values()):
-        raise ValueError("encoders: Gradients are computed in one process, and this run has several: start it as one.")
     if processes.count() > 1 and experiment.train.side_by_side:
         raise ValueError("train.side_by_side trains in one process, and this run has several: set it to False.")
 

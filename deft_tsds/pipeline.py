@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from deft_tsds import build, processes
 from deft_tsds import config as cfg
@@ -244,6 +245,7 @@ class Pipeline:
         """A short run on a share of the pool, and the gradients at its checkpoints: warm-up/, pool/, queries/."""
         train = self.experiment.train
 
+        @processes.everywhere
         def work(folder: Path) -> None:
             write_gradients(
                 folder,
@@ -252,6 +254,7 @@ class Pipeline:
                 {"queries": self.examples("queries")} if self.data.results["queries"] else {},
                 self._tokenized,
                 key=stage_key(self.experiment.seed, stage),
+                mesh=_mesh(),
                 **dataclasses.asdict(config),
             )
 
@@ -371,8 +374,7 @@ class Pipeline:
                 folder=folder,
                 patience=train.patience,
                 keep_best=train.keep_best,
-                # The parameters are split within a host, the batches among hosts too.
-                mesh=make_mesh(shards=jax.local_device_count()) if processes.count() > 1 else None,
+                mesh=_mesh(),
                 description=name,
                 **self._recipe(len(pairs)),
             )
@@ -565,3 +567,9 @@ class Pipeline:
     def notice(self) -> str | None:
         """What must be said wherever results of this run are shown."""
         return notice_of(self.experiment)
+
+
+def _mesh() -> Mesh | None:
+    """All devices of all processes: parameters are split within a host, batches among hosts too. One process trains on
+    one device."""
+    return make_mesh(shards=jax.local_device_count()) if processes.count() > 1 else None

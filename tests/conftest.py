@@ -1,8 +1,17 @@
-"""Small models that several test files share, made offline."""
+"""Small models that several test files share, made offline; and the inputs that hypothesis tries.
 
+These are the same in every run, so that a change is what breaks a test. New ones: `HYPOTHESIS_PROFILE=new pytest`.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("new", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

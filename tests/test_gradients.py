@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import socket
 import subprocess
 import sys
 import types
@@ -18,11 +19,12 @@ import pytest
 import scipy.stats
 from flax import nnx
 from t5_oracle import batch, save_torch_t5
+from training_run import finish
 
 from deft_tsds.config import Gradients, Lora
 from deft_tsds.data.examples import Examples
 from deft_tsds.embed import Encoder
-from deft_tsds.embed.store import write_store
+from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.gradients import Checkpoint, GradientEncoder, project, warm_up, write_gradients
 from deft_tsds.gradients.features import example_gradients, features
 from deft_tsds.gradients.projection import _hadamard
@@ -442,8 +444,8 @@ def tokenized(some: Examples) -> Pairs:
     return Pairs(whole.inputs_NxS[rows], whole.labels_NxT[rows], whole.weights_N[rows], cut=0, ids=some.ids)
 
 
-def stores(folder: Path, pool: Examples, targets: Mapping[str, Examples]):
-    options: dict[str, Any] = {"key": jax.random.key(4), **dataclasses.asdict(HOW)}
+def stores(folder: Path, pool: Examples, targets: Mapping[str, Examples], **others: Any):
+    options: dict[str, Any] = {"key": jax.random.key(4), **dataclasses.asdict(HOW), **others}
     return write_gradients(folder, make_model(), pool, targets, tokenized, **options)
 
 
@@ -509,3 +511,49 @@ def test_devices_that_do_not_divide_the_batch(warmed):
     mesh = types.SimpleNamespace(size=3)
     with pytest.raises(ValueError, match="batch_size is 8: give a multiple of the 3 devices"):
         encoder(*warmed, mesh=mesh)
+
+
+ON_PROCESSES = """\
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(
+    "127.0.0.1:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), heartbeat_timeout_seconds=500
+)
+from pathlib import Path
+from deft_tsds.gradients import stores as written
+from deft_tsds.training.sharding import make_mesh
+from test_gradients import examples, stores
+written.SHARD_ROWS = 4  # a part for either process
+found = stores(Path(sys.argv[3]), examples(range(21)), {{"task": examples(range(3, 6))}}, mesh=make_mesh(shards=2))
+assert {{name: store.rows for name, store in found.items()}} == {{"pool": 21, "task": 3}}
+"""
+
+
+def test_two_processes_train_together_and_share_the_examples_out(tmp_path, monkeypatch):
+    """The features of one process, up to the order of sums in the short run; all texts embedded, none twice."""
+    monkeypatch.setattr("deft_tsds.gradients.stores.SHARD_ROWS", 4)
+    alone = stores(tmp_path / "alone", examples(range(21)), {"task": examples(range(3, 6))})
+    tests = Path(__file__).parent
+    code = ON_PROCESSES.format(root=str(tests.parent), tests=str(tests))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    finish(
+        *(
+            subprocess.Popen(
+                [sys.executable, "-c", code, port, str(number), str(tmp_path / "together")],
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(2)
+        )
+    )
+    for name, store in alone.items():
+        found = open_store(tmp_path / "together" / name)
+        assert [shard.rows for shard in found.shards] == [shard.rows for shard in store.shards]
+        np.testing.assert_allclose(found.array(), store.array(), atol=2e-3)
+        assert not (tmp_path / "together" / f"{name}-pieces").exists()

@@ -53,8 +53,6 @@ def test_a_spoiled_file_is_read_or_refused_in_words(reader, tmp_path):
     @settings(
         max_examples=12 if reader.slow else 40,
         deadline=None,
-        derandomize=True,  # new inputs are for benchmarks/fuzz.py: what fails here must fail again
-        database=None,
         phases=[Phase.generate],  # the seed of a finding is enough to find it again
         suppress_health_check=list(HealthCheck),
     )

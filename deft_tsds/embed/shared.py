@@ -22,7 +22,9 @@ from deft_tsds.files import atomic_write
 from deft_tsds.runs import track
 
 
-def write_shared_store(folder: Path, texts: Sequence[str], encoder: Encoder, *, ids: Sequence[str]) -> None:
+def write_shared_store(
+    folder: Path, texts: Sequence[str], encoder: Encoder, *, ids: Sequence[str], shard_rows: int = 8192
+) -> None:
     """`write_store` by all processes of the run: every one calls it with the same arguments.
 
     Args:
@@ -30,24 +32,26 @@ def write_shared_store(folder: Path, texts: Sequence[str], encoder: Encoder, *, 
       texts: N texts.
       encoder: equal in every process.
       ids: N ids of the texts.
+      shard_rows: as of `write_store`.
 
     Raises:
       ValueError: as `write_store`.
     """
     if processes.count() == 1 or (folder / "store.json").exists():
         if processes.is_writer():
-            write_store(folder, texts, encoder, ids=ids)
+            write_store(folder, texts, encoder, ids=ids, shard_rows=shard_rows)
         return
     rooms = folder.with_name(f"{folder.name}-pieces")
-    starts = range(0, len(texts), _ROWS_AT_ONCE)
+    rows = min(_ROWS_AT_ONCE, shard_rows)
+    starts = range(0, len(texts), rows)
     for start in track(starts[processes.index() :: processes.count()], f"Embedding {folder.name}"):
-        piece = texts[start : start + _ROWS_AT_ONCE]
+        piece = texts[start : start + rows]
         if not (path := rooms / _name(piece)).exists():
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, encoder.encode(piece), allow_pickle=False)
     processes.barrier(f"{folder}: embedded")
     if processes.is_writer():
-        write_store(folder, texts, _Embedded(encoder, rooms), ids=ids)
+        write_store(folder, texts, _Embedded(encoder, rooms), ids=ids, shard_rows=shard_rows)
         shutil.rmtree(rooms)
     processes.barrier(f"{folder}: stored")
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from deft_tsds.data.examples import Examples
-from deft_tsds.embed.store import Store, write_store
+from deft_tsds.embed.shared import write_shared_store
+from deft_tsds.embed.store import Store, open_store
 from deft_tsds.gradients.features import Direction, GradientEncoder
 from deft_tsds.gradients.warmup import warm_up
 from deft_tsds.t5.lora import add_lora
@@ -36,6 +38,7 @@ def write_gradients(
     lora: Mapping[str, Any] | None,
     at_once: int,
     key: jax.Array,
+    mesh: Mesh | None = None,
 ) -> dict[str, Store]:
     """Train on a random share of the pool, and write what a step on each example would do at the checkpoints.
 
@@ -55,6 +58,8 @@ def write_gradients(
         lora: arguments of `add_lora`, whose factors alone are then trained and seen; None is all parameters.
         at_once: examples whose gradients are held at once.
         key: fixes the share, the factors, the order of the short run, and the projections.
+        mesh: of all devices of all processes, each of which calls this: they train together, and then each takes its
+            part of the examples. None where there is one process.
 
     Returns:
         The stores by name, "pool" first; rows of unit length, float32 [N, D].
@@ -85,6 +90,7 @@ def write_gradients(
         batch_size=batch_size,
         key=train_key,
         folder=folder / "warm-up",
+        mesh=mesh,
     )
     stores = {}
     for name, examples in named.items():
@@ -98,5 +104,6 @@ def write_gradients(
             key=key,
             batch_size=at_once,
         )
-        stores[name] = write_store(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=SHARD_ROWS)
+        write_shared_store(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=SHARD_ROWS)
+        stores[name] = open_store(folder / name)
     return stores

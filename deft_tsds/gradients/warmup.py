@@ -12,10 +12,13 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
+from deft_tsds import processes
 from deft_tsds.t5.model import T5
 from deft_tsds.training.checkpoints import Checkpoints
 from deft_tsds.training.finetune import Pairs, finetune, make_optimizer, trained_part
+from deft_tsds.training.sharding import gathered, spread, state_shardings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ def warm_up(
     batch_size: int,
     key: jax.Array,
     folder: Path,
+    mesh: Mesh | None = None,
     **options: Any,
 ) -> list[Checkpoint]:
     """Fine-tune `model` by Adam and keep its state after each of `checkpoints` equal parts of the steps.
@@ -57,6 +61,7 @@ def warm_up(
         batch_size: examples a step.
         key: fixes the order of the examples and the dropout.
         folder: gets a folder `part-1`, `part-2`, ... each, of `finetune`.
+        mesh: as of `finetune`; all its processes call this.
         options: further arguments of `finetune`, such as `accumulate` and `save_every`.
 
     Raises:
@@ -68,11 +73,12 @@ def warm_up(
     found, parts, before = [], np.array_split(np.asarray(rates), checkpoints), 0
     for number, part in enumerate(parts, start=1):
         here = folder / f"part-{number}"
-        if number > 1 and not here.exists():
-            half = folder / f".part-{number}"
-            shutil.rmtree(half, ignore_errors=True)
-            shutil.copytree(folder / f"part-{number - 1}", half)
-            os.replace(half, here)
+        with processes.writer_first(f"{here}: begun"):
+            if number > 1 and not here.exists():
+                half = folder / f".part-{number}"
+                shutil.rmtree(half, ignore_errors=True)
+                shutil.copytree(folder / f"part-{number - 1}", half)
+                os.replace(half, here)
         before += len(part)
         finetune(
             model,
@@ -81,16 +87,27 @@ def warm_up(
             batch_size=batch_size,
             key=key,
             folder=here,
+            mesh=mesh,
             optimizer=optimizer,
             description=f"warm-up, part {number} of {checkpoints}",
             **options,
         )
-        params = trained_part(model)[1]
+        state, fetch = _empty_state(model, optimizer, mesh), jax.device_get if mesh is None else gathered
         kept = Checkpoints(here)
-        _, params, moments, _ = kept.resume(params, optimizer.init(params), {})
+        _, params, moments, _ = kept.resume(*state, {})
         kept.close()
-        found.append(Checkpoint(*jax.device_get((params, _adam_state(moments))), rate=float(part.mean())))
+        found.append(Checkpoint(*fetch((params, _adam_state(moments))), rate=float(part.mean())))
     return found
+
+
+def _empty_state(model: T5, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> tuple[nnx.State, Any]:
+    """Parameters and moments of the right shapes in the right places, for those of a checkpoint."""
+    params = trained_part(model)[1]
+    if mesh is None:
+        return params, optimizer.init(params)
+    laid_out = state_shardings(jax.eval_shape(optimizer.init, params), mesh)
+    params = spread(params, mesh)
+    return params, jax.jit(optimizer.init, out_shardings=laid_out)(params)
 
 
 def _adam_state(moments: optax.OptState) -> optax.ScaleByAdamState:
