@@ -329,7 +329,8 @@ class _Survivors:
             scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
             return np.matmul(self.left_TxE, right_CxE.T, out=scores_TxC)
         with jax.enable_x64(self.dtype == np.float64):
-            scores_TxC = np.asarray(_products(self.devices)(self._left(len(self.all_scores_TxW)), self._split()))
+            factors = self._left(len(self.all_scores_TxW)), self._split(self.right_CxE)
+            scores_TxC = np.asarray(_products(self.devices)(*factors))
         return scores_TxC[: len(self.left_TxE), : len(right_CxE)]
 
     def _left(self, rows: int) -> jax.Array:
@@ -338,10 +339,10 @@ class _Survivors:
         left_TxE[: len(self.left_TxE)] = self.left_TxE
         return jax.device_put(left_TxE, NamedSharding(cast(Mesh, self.devices), P()))
 
-    def _split(self) -> jax.Array:
-        """The right factor as it lies in the buffer, a part of its rows on each device."""
-        split = NamedSharding(cast(Mesh, self.devices), P(AXIS))
-        return jax.device_put(self.right_CxE, split, may_alias=not self.accelerated)
+    def _split(self, right_CxE: np.ndarray) -> jax.Array:
+        """A right factor, a part of its rows on each device. On a CPU it may be the same memory (whatever `may_alias`
+        is), so that nothing may be written there as long as the device's is in use."""
+        return jax.device_put(right_CxE, NamedSharding(cast(Mesh, self.devices), P(AXIS)))
 
     def take(self, scores_TxC: np.ndarray, first: int, columns_TxC: np.ndarray | None = None) -> None:
         """Add those of a chunk, which begins at `first` in the block, whose scores are within the limit; `columns_TxC`
@@ -364,8 +365,9 @@ class _Survivors:
         """`take` the lowest scores of a chunk, as each device finds them in its part; False, and nothing taken, if
         they may not be all."""
         if chunk.start not in self.block.placed:
-            self.tile.right(self.block, chunk, self.right_CxE)  # what is left in the buffer below it is not counted
-            self.block.placed[chunk.start] = self._split().block_until_ready()
+            right_CxE = np.zeros_like(self.right_CxE)
+            self.tile.right(self.block, chunk, right_CxE)
+            self.block.placed[chunk.start] = self._split(right_CxE).block_until_ready()
         devices = cast(Mesh, self.devices)
         part = self.step // devices.size
         width = min(self.k + _DEVICE_SPARE, part)
