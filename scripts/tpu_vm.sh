@@ -136,7 +136,8 @@ if [ -f run.pid ] && kill -0 \"\$(cat run.pid)\" 2> /dev/null; then
   echo 'still running; this follows it' >&2
 else
   rm -f run.rc
-  nohup bash -c $(quoted "$program; echo \$? > run.rc") > run.log 2>&1 < /dev/null &
+  : > run.log  # tail may be there before the program
+  nohup bash -c $(quoted "$program; echo \$? > run.rc") >> run.log 2>&1 < /dev/null &
   echo \$! > run.pid
 fi
 tail --pid=\"\$(cat run.pid)\" -n +1 -f run.log
