@@ -56,7 +56,7 @@ _TILE = 512
 _LEAST_TILE = 64
 _CHUNK = 4096
 _DEVICE_CHUNK = 65_536
-_WIDEST = 4  # chunks are so many times wider at most, however many devices share one
+_WIDEST = 4  # chunks of accelerators are so many times wider at most, however many share one
 
 # To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
 _SURVIVOR_COST = 250
@@ -289,7 +289,8 @@ class _Survivors:
         self.dtype = dtype
         self.devices, self.accelerated = devices, accelerated
         parts = 1 if devices is None else devices.size
-        self.step = -(-min((_DEVICE_CHUNK if accelerated else _CHUNK) * min(parts, _WIDEST), b) // parts) * parts
+        chunk = _DEVICE_CHUNK * min(parts, _WIDEST) if accelerated else _CHUNK
+        self.step = -(-min(chunk, b) // parts) * parts
         self.all_scores_TxW = np.full((t, 2 * k + self.step), np.inf, dtype)
         self.all_columns_TxW = np.zeros(self.all_scores_TxW.shape, np.int32)
         self.product = np.empty(t * self.step, dtype)
@@ -304,6 +305,9 @@ class _Survivors:
         self.scores_TxW.fill(np.inf)
         self.counts_T = np.zeros(t, np.int64)
         self.left_TxE = tile.left(self.dtype)
+        if self.devices is not None:
+            with jax.enable_x64(self.dtype == np.float64):
+                self.placed_left = self._left(_TILE if self.accelerated else len(self.all_scores_TxW))
         self.right_CxE = self.right[: self.step * self.left_TxE.shape[1]].reshape(self.step, -1)
         self.limit_T = self._limit(_distances_of(tile.best_TxK[:, -1]))
 
@@ -329,8 +333,7 @@ class _Survivors:
             scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
             return np.matmul(self.left_TxE, right_CxE.T, out=scores_TxC)
         with jax.enable_x64(self.dtype == np.float64):
-            factors = self._left(len(self.all_scores_TxW)), self._split(self.right_CxE)
-            scores_TxC = np.asarray(_products(self.devices)(*factors))
+            scores_TxC = np.asarray(_products(self.devices)(self.placed_left, self._split(self.right_CxE)))
         return scores_TxC[: len(self.left_TxE), : len(right_CxE)]
 
     def _left(self, rows: int) -> jax.Array:
@@ -372,7 +375,7 @@ class _Survivors:
         part = self.step // devices.size
         width = min(self.k + _DEVICE_SPARE, part)
         count = chunk.stop - chunk.start
-        lowest = _lowest_scores(devices, width)(self._left(_TILE), self.block.placed[chunk.start], count)
+        lowest = _lowest_scores(devices, width)(self.placed_left, self.block.placed[chunk.start], count)
         scores_TxW, columns_TxW = (np.asarray(table)[: len(self.left_TxE)] for table in lowest)
         if scores_TxW.shape[1] >= self.k:
             self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxW))
