@@ -70,9 +70,9 @@ def clusters(devices: int, candidates: str, k: int, iterations: int) -> Callable
 
     from deft_tsds import kmeans
 
-    x, options = np.load(candidates, mmap_mode="r", allow_pickle=False), {"tolerance": 0, "max_iterations": iterations}
+    x = np.load(candidates, mmap_mode="r", allow_pickle=False)
     np.asarray(x[::64]).sum()
-    return lambda: kmeans(x, k, key=jax.random.key(0), mesh=mesh, **options)
+    return lambda: kmeans(x, k, key=jax.random.key(0), mesh=mesh, tolerance=0, max_iterations=iterations)
 
 
 def __getattr__(name: str) -> Callable:
@@ -86,6 +86,7 @@ def __getattr__(name: str) -> Callable:
 def main(settings: Settings) -> None:
     """Time all cases and print the table."""
     d, most = settings.dimensions, max(settings.devices)
+    works: list[tuple[str, str, dict[str, Any]]]
     works = [("neighbors", f"neighbours, K = {k:,}", {"k": k}) for k in settings.ks]
     works += [
         ("clusters", f"k-means, K = {k:,}", {"k": k, "iterations": settings.iterations}) for k in settings.clusters

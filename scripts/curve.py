@@ -14,6 +14,7 @@ stopped goes on by the same command; with fewer budgets it shows what there is. 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import tyro
 
@@ -71,7 +72,7 @@ def read_cells(path: Path, arguments: list[str]) -> Cells:
 
     rest = [argument for argument in arguments if argument != AUTO]
     config, _ = load_as(object, path, rest, change=known)
-    return config if isinstance(config, Probed) else FineTuned(config)
+    return config if isinstance(config, Probed) else FineTuned(cast(Experiment, config))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ def results(folder: Path) -> dict[str, Any]:
     candidates_NxD = np.load(folder / "candidates.npy", mmap_mode="r")
     queries_MxD, groups_N = np.load(folder / "queries.npy"), np.load(folder / "groups.npy")
     n, key, found = len(candidates_NxD), jax.random.key(3), {}
-    for metric, k in (("euclidean", 7), ("euclidean", 1500), ("cosine", 60), ("dot", 60), ("cosine", n)):
+    searches: list[tuple[Any, int]]
+    searches = [("euclidean", 7), ("euclidean", 1500), ("cosine", 60), ("dot", 60), ("cosine", n)]
+    for metric, k in searches:
         search: Any = dt.nearest_neighbors(queries_MxD, candidates_NxD, k, metric=metric, block_bytes=2**17)
         found[f"{metric}-{k}-distances"], found[f"{metric}-{k}-indices"] = search
     for spherical in (False, True):

@@ -115,7 +115,8 @@ def _torch(array: np.ndarray) -> bytes:
 def _data_readers() -> Iterator[Reader]:
     from deft_tsds.data.examples import Examples
 
-    jsonl, options = _lines(ROWS), {"group_field": "task", "references_field": "refs"}
+    jsonl = _lines(ROWS)
+    options: dict[str, Any] = {"group_field": "task", "references_field": "refs"}
     yield Reader("data jsonl", "a.jsonl", "jsonl", _written("a.jsonl", jsonl), _examples("a.jsonl", **options))
     yield Reader(
         "data jsonl without ids", "a.jsonl", "jsonl", _written("a.jsonl", jsonl), _examples("a.jsonl", id_field=None)

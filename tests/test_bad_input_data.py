@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -273,7 +273,10 @@ DATA = [
     Bad("hygiene: a cosine of 2", lambda _: Hygiene(cosine=2.0), "cosine is 2", "at most 1"),
     Bad("hygiene: a Jaccard of 0", lambda _: Hygiene(jaccard=0.0), "jaccard is 0", "at least 0.1"),
     Bad(
-        "hygiene: a check there is not", lambda _: Hygiene(near="simhash"), "near is 'simhash'", "choose one of minhash"
+        "hygiene: a check there is not",
+        lambda _: Hygiene(near=cast(Any, "simhash")),
+        "near is 'simhash'",
+        "choose one of minhash",
     ),
     Bad(
         "hygiene: lengths that are missing", lambda _: Hygiene(longest=9)(["a"], key=KEY), "need lengths", "of each row"

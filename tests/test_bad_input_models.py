@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def scores(value: Any):
 
 def arms(**arm: Any):
     """The budget of an arm, of a pool of 10."""
-    return lambda _: build.budget(Arm(**({"selector": Random()} | arm)), 10, name="a")
+    return lambda _: build.budget(Arm(**cast(Any, {"selector": Random()} | arm)), 10, name="a")
 
 
 def encoders(experiment: Experiment):

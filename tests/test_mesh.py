@@ -42,7 +42,9 @@ def test_one_cpu_device_is_no_mesh():
     assert mesh_of(None) is None
     with alone():
         assert mesh_of(None) is None
-    assert mesh_of(jax.make_mesh((1, 1), ("a", "b"))).axis_names == ("candidates",)
+    given = mesh_of(jax.make_mesh((1, 1), ("a", "b")))
+    assert given is not None
+    assert given.axis_names == ("candidates",)
     assert own_rows(None, 7) == slice(0, 7)
 
 

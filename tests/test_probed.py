@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -87,7 +88,9 @@ def test_a_score_is_that_of_a_probe_on_what_the_selector_chooses(study, name):
             )
             own = chosen.indices[pool.groups[chosen.indices] == target.name]
             said = predict(pool.embeddings_NxD[own], pool.labels[own], target.test.embeddings_NxD)
-            scores[target.name].append(100 * f1_score(target.test.labels, said, average="macro", zero_division=0))
+            scores[target.name].append(
+                100 * f1_score(target.test.labels, said, average="macro", zero_division=cast(Any, 0))
+            )
     found = table["full"] if name == "full" else table["arms"][name]["points"][1]["score"]
     for target, expected in scores.items():
         assert found["by_test"][target]["value"] == pytest.approx(np.mean(expected))

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -54,7 +55,7 @@ def test_a_spoiled_file_is_read_or_refused_in_words(reader, tmp_path):
         max_examples=12 if reader.slow else 40,
         deadline=None,
         phases=[Phase.generate],  # the seed of a finding is enough to find it again
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=cast(Any, list(HealthCheck)),
     )
     @given(st.integers(0, 2**32 - 1))
     def spoiled(seed):

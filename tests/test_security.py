@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -156,7 +157,7 @@ def test_the_users_own_function_is_named_before_it_runs(trap, capsys):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build.importlib, "import_module", imported)
         build.selector_identity(experiment.arms["mine"].selector)
-        build.selector(experiment.arms["mine"].selector, name="mine", pool=lambda: None)
+        build.selector(experiment.arms["mine"].selector, name="mine", pool=cast(Any, lambda: None))
     assert "runs your code: deft_trap:run" in said_before[0]
     assert mark.exists()
     assert "runs your code" not in "".join(said_before[1:])  # once

@@ -168,7 +168,8 @@ def test_texts_come_back_in_order_whatever_the_batch(tmp_path):
 
 def test_a_few_prompts_are_padded_to_few_rows(flan, monkeypatch):
     """Not to a whole batch; nor has the last batch of many a shape of its own."""
-    model, tokenizer, seen = flan, _Lengths(), []
+    model, seen = flan, []
+    tokenizer: Any = _Lengths()
 
     def shapes(model, ids_BxS, mask_BxS, **options):
         seen.append(ids_BxS.shape[0])

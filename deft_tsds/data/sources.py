@@ -101,6 +101,7 @@ def _text_file_rows(path: Path, kind: str, name: str) -> Iterator[Row]:
 def _datasets() -> Any:
     """The library, kept from telling the hub of each local file that is read, which also waits for the network."""
     import datasets
+    import datasets.config
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     return datasets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -92,14 +92,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _member(saved: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """One array of an archive, whose header must promise no more than the archive holds."""
-    file = f"{name}.npy" if f"{name}.npy" in saved.zip.namelist() else name
-    with saved.zip.open(file) as member:
+    archive = cast(zipfile.ZipFile, saved.zip)
+    file = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
+    with archive.open(file) as member:
         version = np.lib.format.read_magic(member)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read:
             raise ValueError(f"{name!r} is of version {version} of the .npy format, which is not read here")
         shape, _, dtype = read[version](member)
-        promised, held = math.prod(shape) * dtype.itemsize, saved.zip.getinfo(file).file_size
+        promised, held = math.prod(shape) * dtype.itemsize, archive.getinfo(file).file_size
     if promised > held:
         raise ValueError(f"{name!r} says that it has {promised} bytes, and there are {held}")
     return saved[name]

@@ -102,7 +102,7 @@ class Layout:
             width: columns of a row.
         """
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(self.mesh.size * self.share)
             return read(slice(min(start, self.n), min(stop, self.n)), self.share)
 
@@ -160,7 +160,7 @@ def whole(x: jax.Array) -> np.ndarray:
     """An array that is split over a mesh, in every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    return np.asarray(_replicated(x.sharding.mesh)(x))
+    return np.asarray(_replicated(cast(NamedSharding, x.sharding).mesh)(x))
 
 
 def spread_key(key: jax.Array, mesh: Mesh) -> jax.Array:
