@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from deft_tsds import damage
+
+_OVERHEAD_BYTES = 2**18  # what a checkpoint takes beside its arrays: names, shapes, shardings, progress
 
 
 class Checkpoints:
@@ -50,15 +56,19 @@ class Checkpoints:
         return start, found["state"]["params"], found["state"]["moments"], found["progress"]
 
     def save(self, step: int, params: Any, moments: Any, progress: dict[str, Any]) -> None:
+        _check_room(self._folder, (params, moments))
         state = ocp.args.StandardSave({"params": params, "moments": moments})
-        self._latest.save(step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress)))
-        self._latest.wait_until_finished()  # the next step gives these buffers away
+        with _raised_and_not_logged():
+            self._latest.save(step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonSave(progress)))
+            self._latest.wait_until_finished()  # the next step gives these buffers away
         if jax.process_index() == 0:
             damage.remember(self._folder / str(step), self._memo)
 
     def keep_as_best(self, step: int, params: Any) -> None:
-        self._best.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
-        self._best.wait_until_finished()
+        _check_room(self._folder, params)
+        with _raised_and_not_logged():
+            self._best.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": params})))
+            self._best.wait_until_finished()
 
     def best(self, step: int, params: Any) -> Any:
         target = ocp.args.Composite(state=ocp.args.StandardRestore({"params": params}))
@@ -70,6 +80,25 @@ class Checkpoints:
     def close(self) -> None:
         self._latest.close()
         self._best.close()
+
+
+def _check_room(folder: Path, state: Any) -> None:
+    """Raise OSError where the arrays do not fit on the disk: Orbax finds out in the midst of writing, in threads that
+    each print a traceback."""
+    needed = _OVERHEAD_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {needed:,} bytes", str(folder))
+
+
+@contextlib.contextmanager
+def _raised_and_not_logged() -> Iterator[None]:
+    """What fails in one of Orbax's threads is raised here; the traceback that it logs besides buries the plain word."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextlib.contextmanager
