@@ -294,7 +294,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             )
         tensors = {}
         for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard or not within(folder, shard, index).exists():
+            if Path(shard).name != shard or not within(folder, shard, index).is_file():
                 raise ValueError(f"{index} names the shard {shard!r}, which is not in {folder}. Copy all shards.")
             with _open_tensors(folder / shard) as file:
                 for name in (name for name, home in weight_map.items() if home == shard):
