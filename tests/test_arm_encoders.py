@@ -54,6 +54,7 @@ SMALL = Experiment(
 
 def stand_in(folder, model, pool, targets, tokenized, *, dimension, epochs, key, **options):
     """In place of `write_gradients`, which test_gradients.py has with its training: rows that hang on the key alone."""
+    assert options.pop("mesh") is None  # one process
     assert dataclasses.asdict(SMALL.encoders["gradients"]).items() >= options.items()
     assert len(tokenized(pool)) == len(pool)
     assert model.config.d_model == SMALL.scratch.d_model
