@@ -380,8 +380,8 @@ def draws() -> str:
         c = (low + high) / 2
         low, high = (c, high) if np.minimum(1, c * p_N).sum() < budget else (low, c)
     chance_N, counts_N = np.minimum(1, low * p_N), np.zeros(len(p_N))
-    for key in jax.random.split(jax.random.key(0), times):
-        rows = sample(p_N, budget, key=key)
+    for seed in range(times):
+        rows = sample(p_N, budget, key=jax.random.key(seed))
         _same(len(set(rows.tolist())), budget, "distinct rows of a draw")
         counts_N[rows] += 1
     deviation = np.sqrt(times * chance_N * (1 - chance_N)) + 1e-9
