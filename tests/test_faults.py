@@ -15,6 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import training_run
 
@@ -382,3 +383,16 @@ def test_manifests_are_json_with_a_seal(tmp_path):
     path = tmp_path / "data" / "manifest.json"
     assert damage.read_sealed(path)["results"] == {"pair": [1, 2]}
     assert json.loads(path.read_text())["seconds"] >= 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    state = {"w": np.zeros(1000, np.float32)}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("deft_tsds.training.checkpoints.shutil.disk_usage", lambda _: usage._replace(free=266_143))
+    for save in (lambda: kept.save(1, state, {}, {}), lambda: kept.keep_as_best(1, state)):
+        with pytest.raises(OSError, match="a checkpoint takes 266,144 bytes") as caught:
+            save()
+        assert caught.value.errno == errno.ENOSPC
+    kept.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from deft_tsds.data.examples import Examples
 from deft_tsds.embed.shared import write_shared_store
-from deft_tsds.embed.store import Store, open_store
+from deft_tsds.embed.store import Store, open_store, write_store
 from deft_tsds.gradients.features import Direction, GradientEncoder
 from deft_tsds.gradients.warmup import warm_up
 from deft_tsds.t5.lora import add_lora
@@ -59,7 +59,7 @@ def write_gradients(
         at_once: examples whose gradients are held at once.
         key: fixes the share, the factors, the order of the short run, and the projections.
         mesh: of all devices of all processes, each of which calls this: they train together, and then each takes its
-            part of the examples. None where there is one process.
+            part of the examples. None where one process does it, be it of several.
 
     Returns:
         The stores by name, "pool" first; rows of unit length, float32 [N, D].
@@ -104,6 +104,7 @@ def write_gradients(
             key=key,
             batch_size=at_once,
         )
-        write_shared_store(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=SHARD_ROWS)
+        write = write_store if mesh is None else write_shared_store
+        write(folder / name, encoder.texts, encoder, ids=examples.ids, shard_rows=SHARD_ROWS)
         stores[name] = open_store(folder / name)
     return stores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -73,7 +74,7 @@ def warm_up(
     found, parts, before = [], np.array_split(np.asarray(rates), checkpoints), 0
     for number, part in enumerate(parts, start=1):
         here = folder / f"part-{number}"
-        with processes.writer_first(f"{here}: begun"):
+        with contextlib.nullcontext() if mesh is None else processes.writer_first(f"{here}: begun"):
             if number > 1 and not here.exists():
                 half = folder / f".part-{number}"
                 shutil.rmtree(half, ignore_errors=True)
