@@ -77,12 +77,13 @@ def faiss_iterations(path: str, k: int, iterations: int) -> Callable[[], Any]:
 
 
 def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
-    """The compiled seeding alone, as scikit-learn's function is: the points are centred and on the device."""
+    """The compiled seeding alone, as scikit-learn's function is: the points are centred and on the device, and their
+    squared lengths known to either."""
     import importlib
 
     import jax
 
-    from deft_tsds.geometry.kmeans_mesh import plus_plus
+    from deft_tsds.geometry.kmeans_mesh import draws, moments, plus_plus
     from deft_tsds.geometry.mesh import candidates_mesh
 
     module = importlib.import_module("deft_tsds.geometry.kmeans")
@@ -90,9 +91,13 @@ def ours_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
     matrix = module._on_device(points, module._Frame.of(points, False))
     one = candidates_mesh(jax.local_devices()[:1])
 
+    with jax.enable_x64(True):
+        squares, *_, largest = moments(matrix, mesh=one)
+    given = *draws(np.random.default_rng(0), len(points), k), matrix, squares, np.asarray(largest), len(points)
+
     def call():
         with jax.enable_x64(True):
-            return plus_plus(jax.random.key(0), np.int64(0), matrix, len(points), k, mesh=one).block_until_ready()
+            return plus_plus(*given, k, mesh=one).block_until_ready()
 
     return call
 
@@ -101,7 +106,8 @@ def sklearn_seed(path: str, k: int, few: int, trials: int) -> Callable[[], Any]:
     from sklearn.cluster import kmeans_plusplus
 
     points = np.load(path, allow_pickle=False)
-    return lambda: kmeans_plusplus(points, few, random_state=0, n_local_trials=trials)
+    squares = np.einsum("nd,nd->n", points, points)
+    return lambda: kmeans_plusplus(points, few, random_state=0, n_local_trials=trials, x_squared_norms=squares)
 
 
 def ours_fit(path: str, k: int, batch_size: int | None = None) -> Callable[[], Any]:

@@ -75,8 +75,10 @@ def test_batches_of_candidates_follow_the_law():
     mesh = candidates_mesh()
     firsts = np.random.default_rng(0).integers(3, size=draws)
     for seed, first in enumerate(firsts):
+        _, uniform = MESH.draws(np.random.default_rng(seed), 3, 2)
         with jax.enable_x64(True):
-            start = MESH.plus_plus(jax.random.key(seed), first, device, 3, 2, mesh=mesh)
+            squares, *_, largest = MESH.moments(device, mesh=mesh)
+            start = MESH.plus_plus(first, uniform, device, squares, largest, 3, 2, mesh=mesh)
         a, b = (int(np.flatnonzero(points[:, 0] == c)[0]) for c in np.asarray(start)[:, 0])
         found[min(a, b), max(a, b)] += 1
     kept = [pair for pair in law if law[pair] > 0]

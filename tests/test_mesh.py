@@ -35,7 +35,7 @@ def test_one_device_as_a_mesh_finds_what_the_host_does():
     np.testing.assert_array_equal(found.labels_N, expected.labels_N)
     np.testing.assert_array_equal(found.centroids_KxD, expected.centroids_KxD)
     assert found.iterations == expected.iterations
-    assert found.inertia == pytest.approx(expected.inertia, rel=1e-9)
+    assert found.inertia == pytest.approx(expected.inertia, rel=1e-8)  # a float32 error a row on the mesh
 
 
 def test_one_cpu_device_is_no_mesh():

@@ -24,7 +24,7 @@ from deft_tsds.arrays import as_matrix, check_count, check_real, normalize_rows
 from deft_tsds.geometry import kmeans_host as host
 from deft_tsds.geometry import kmeans_mesh
 from deft_tsds.geometry import kmeans_programs as programs
-from deft_tsds.geometry.mesh import Layout, as_shared_matrix, candidates_mesh, grid, mesh_of, spread_key, summed, whole
+from deft_tsds.geometry.mesh import Layout, as_shared_matrix, candidates_mesh, grid, mesh_of, summed, whole
 from deft_tsds.runs import track
 from deft_tsds.sampling import check_key, generator_of
 
@@ -223,7 +223,8 @@ def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, m
         frame = _Frame.of(points_NxD, spherical, layout)
         matrix_NxD = layout.place(lambda rows, padded: frame.enter(points_NxD[rows], padded), d)
     with jax.enable_x64(True):
-        square, sum_D, largest = (np.asarray(x) for x in kmeans_mesh.moments(matrix_NxD, mesh=devices))
+        squares_N, *moments = kmeans_mesh.moments(matrix_NxD, mesh=devices)
+    square, sum_D, largest = (np.asarray(x) for x in moments)
     mean_square = float(square) / n
     variance = mean_square - float(np.sum((sum_D / n) ** 2))
     movement, floor = tolerance * variance / d, programs.ROUNDING * mean_square
@@ -231,9 +232,8 @@ def _lloyd_run(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, m
     def run(key: jax.Array) -> KMeans:
         with jax.enable_x64(True):
             if start_KxD is None:
-                first = np.int64(generator_of(key).integers(n))
-                key = key if mesh is None else spread_key(key, mesh)
-                centroids_KxD = kmeans_mesh.plus_plus(key, first, matrix_NxD, n, k, mesh=devices)
+                draws = kmeans_mesh.draws(generator_of(key), n, k)
+                centroids_KxD = kmeans_mesh.plus_plus(*draws, matrix_NxD, squares_N, largest, n, k, mesh=devices)
             else:
                 centroids_KxD = frame.enter(start_KxD)
             settings = max_iterations, movement, floor
@@ -263,14 +263,14 @@ def _minibatch(points_NxD, k, start_KxD, max_iterations, tolerance, spherical, b
     generator = generator_of(key)
     sample_RxD = points_NxD[np.concatenate(list(islice(_batches(n, batch_size, generator), 3)))]
     frame = _Frame.of(sample_RxD, spherical)
-    sample = _on_device(sample_RxD, frame)
-    squares_R, _ = programs.moments(sample)
-    floor = programs.ROUNDING * float(np.asarray(squares_R).sum()) / len(sample_RxD)
+    sample, one = _on_device(sample_RxD, frame), candidates_mesh(jax.local_devices()[:1])
+    with jax.enable_x64(True):
+        squares_R, square, _, largest = kmeans_mesh.moments(sample, mesh=one)
+    floor = programs.ROUNDING * float(square) / len(sample_RxD)
     if start_KxD is None:
-        first = generator.integers(len(sample_RxD))
+        draws, of_sample = kmeans_mesh.draws(generator, len(sample_RxD), k), (sample, squares_R, np.asarray(largest))
         with jax.enable_x64(True):
-            one = candidates_mesh(jax.local_devices()[:1])
-            means_KxD = kmeans_mesh.plus_plus(key, np.int64(first), sample, len(sample_RxD), k, mesh=one)
+            means_KxD = kmeans_mesh.plus_plus(*draws, *of_sample, len(sample_RxD), k, mesh=one)
     else:
         means_KxD = jnp.asarray(frame.enter(start_KxD))
     del sample_RxD, sample

@@ -8,8 +8,8 @@ device and for many, and the same labels on any:
   are measured in difference form.
 - Sums over clusters are exact (`mesh.grid`): whole numbers of grid steps in float64, whose order decides nothing. Only
   points that changed their cluster are read for them.
-- k-means++ draws by distances in float64, rounded to float32, and by sums of these in float64: another mesh, or another
-  kind of device, moves them by some 1e-16, and a draw lies so close to the border of two points once in some 1e10.
+- k-means++ draws by float32 distances of blocks of one shape, whatever the mesh, and by sums of these in float64, which
+  are exact or nearly so. Another kind of device may round a distance otherwise and then, rarely, draw another point.
 
 The filling beyond the N points has the mass 0 in every draw and the label K, which no cluster has, so that it enters no
 sum, no repair and no inertia. All of it is traced under `jax.enable_x64`.
@@ -35,46 +35,61 @@ _ROUNDING = 4.0
 _MOVED_ROWS = 512
 _OPEN_ROWS = 64
 
-# |x|^2 - 2 xc + |c|^2 in float64 below this share of |x|^2 + |c|^2 is rounding: x and c are the same point.
-_SAME = 1e-12
+# |x|^2 - 2 xc + |c|^2 in float32 below this share of |x|^2 + |c|^2 is rounding: x and c are the same point.
+_SAME = 1e-6
+
+# Candidates of k-means++ drawn together, for each that a step tries.
+_BATCH = 16
 
 
 @partial(jax.jit, static_argnames="mesh")
 def moments(points_NxD, *, mesh):
-    """Of all rows: the sum of squared lengths, the sum, the largest squared length."""
+    """The squared length of every row, float32 [N]; and of all rows its sum, their sum, the largest squared length."""
 
     def of_part(points_SxD):
-        squares_S = jnp.sum(jnp.square(points_SxD.astype(jnp.float64)), axis=1)
-        sums = jnp.sum(squares_S), jnp.sum(points_SxD, axis=0, dtype=jnp.float64)
-        return *lax.psum(sums, AXIS), lax.pmax(jnp.max(squares_S), AXIS)
+        # Kept apart, since XLA's one loop over rows and columns takes ten times as long on a CPU as the two passes.
+        squares_S = lax.optimization_barrier(jnp.sum(jnp.square(points_SxD.astype(jnp.float64)), axis=1))
+        sum_D = jnp.sum(lax.optimization_barrier(points_SxD), axis=0, dtype=jnp.float64)
+        sums = jnp.sum(squares_S), sum_D
+        return squares_S.astype(jnp.float32), *lax.psum(sums, AXIS), lax.pmax(jnp.max(squares_S), AXIS)
 
-    return per_device(mesh, of_part, inputs=P(AXIS), outputs=P())(points_NxD)
+    return per_device(mesh, of_part, inputs=P(AXIS), outputs=(P(AXIS), P(), P(), P()))(points_NxD)
 
 
 @partial(jax.jit, static_argnames=("k", "mesh"))
-def plus_plus(key, first, points_NxD, n, k, *, mesh):
+def plus_plus(first, uniform_Kx3xT, points_NxD, squares_N, largest, n, k, *, mesh):
     """Greedy k-means++ from the row `first`: of some points drawn in proportion to the squared distance, keep the one
     that lowers the sum the most.
 
-    A pass over the points costs the same for one candidate as for a dozen, so candidates are drawn and measured in
-    batches. A point drawn when its mass was m is accepted later, when its mass is m', with probability m'/m: so those
-    that are accepted follow the present masses exactly. When too few are left, a new batch is drawn.
+    A pass over the points costs little more for dozens of candidates than for one, so candidates are drawn and measured
+    in batches. A point drawn when its mass was m is accepted later, when its mass is m', with probability m'/m: so those
+    that are accepted follow the present masses exactly. When too few are left, a new batch is drawn. The first batch is
+    drawn before any distance is known, evenly: by the mass 4 `largest`, which no squared distance exceeds.
     """
     of_part = partial(_plus_plus, k=k)
-    return per_device(mesh, of_part, inputs=(P(), P(), P(AXIS), P()), outputs=P())(key, first, points_NxD, n)
+    inputs = P(), P(), P(AXIS), P(AXIS), P(), P()
+    return per_device(mesh, of_part, inputs=inputs, outputs=P())(
+        first, uniform_Kx3xT, points_NxD, squares_N, largest, n
+    )
 
 
-def _plus_plus(key, first, points_SxD, n, *, k):
-    trials = 2 + int(np.log(k))
-    batch = 8 * trials
+def draws(generator, n, k):
+    """The first row of k-means++ and the uniform numbers of its batches: no more than K, as each adds a centroid."""
+    batch = _BATCH * _trials(k)
+    return np.int64(generator.integers(n)), generator.random((k, 3, batch), np.float32)
+
+
+def _trials(k):
+    return 2 + int(np.log(k))
+
+
+def _plus_plus(first, uniform_Kx3xT, points_SxD, squares_S, largest, n, *, k):
+    trials, batch = _trials(k), uniform_Kx3xT.shape[-1]
     s, d = points_SxD.shape
     rows = min(programs.BLOCK_ROWS, s)
     start = lax.axis_index(AXIS) * s
     real_BxR = (start + jnp.arange(s) < n).reshape(-1, rows)
-    points_BxRxD = points_SxD.reshape(-1, rows, d)
-
-    def squares(x_RxD):
-        return jnp.sum(jnp.square(x_RxD.astype(jnp.float64)), axis=1)
+    points_BxRxD, squares_BxR = points_SxD.reshape(-1, rows, d), squares_S.reshape(-1, rows)
 
     def of_rows(rows_T, read):
         """What `read` finds about some rows of all in their blocks, on every device."""
@@ -82,21 +97,17 @@ def _plus_plus(key, first, points_SxD, n, *, k):
         found_T = read(*jnp.divmod(jnp.clip(rows_T - start, 0, s - 1), rows))
         return lax.psum(jnp.where(here_T.reshape(-1, *[1] * (found_T.ndim - 1)), found_T, 0), AXIS)
 
-    def points_of(rows_T):
-        return of_rows(rows_T, lambda block_T, row_T: points_BxRxD[block_T, row_T])
-
-    def distances(candidates_TxD, squares_BxR=None):
-        """Squared distances [B, T, R], and the squared lengths of all points, which one pass may find for the next."""
-        exact_TxD, squares_T = candidates_TxD.astype(jnp.float64), squares(candidates_TxD)
+    def distances(candidates_TxD):
+        """Squared distances [B, T, R]."""
+        squares_Tx1 = jnp.sum(jnp.square(candidates_TxD), axis=1, keepdims=True)
 
         def of_block(block):
-            x_RxD, real_R, squares_R = block
-            squares_R = squares(x_RxD) if squares_R is None else squares_R
-            both_TxR = squares_T[:, None] + squares_R
-            squared_TxR = both_TxR - 2 * programs.dot(exact_TxD, x_RxD.astype(jnp.float64).T)
-            return jnp.where(real_R & (squared_TxR > _SAME * both_TxR), squared_TxR, 0).astype(jnp.float32), squares_R
+            x_RxD, squares_R, real_R = block
+            both_TxR = squares_Tx1 + squares_R
+            squared_TxR = both_TxR - 2 * programs.dot(candidates_TxD, x_RxD.T)
+            return jnp.where(real_R & (squared_TxR > _SAME * both_TxR), squared_TxR, 0)
 
-        return lax.map(of_block, (points_BxRxD, real_BxR, squares_BxR))
+        return lax.map(of_block, (points_BxRxD, squares_BxR, real_BxR))
 
     def pick(mass_xR, uniform_x):
         sum_xR = jnp.where(mass_xR > 0, jnp.cumsum(mass_xR, axis=-1, dtype=jnp.float64), 0)  # nothing without mass
@@ -112,39 +123,40 @@ def _plus_plus(key, first, points_SxD, n, *, k):
 
     def draw_batch(state):
         index, _, nearest_BxR, total = state
-        uniform_3xT = jax.random.uniform(jax.random.fold_in(key, index), (3, batch), jnp.float32)
+        uniform_3xT = uniform_Kx3xT[index]
         mass_BxR = jnp.where(total > 0, nearest_BxR, real_BxR)  # where every point is a centroid, any will do
         row_T = draw(mass_BxR, uniform_3xT[:2])
-        distances_BxTxR, _ = distances(points_of(row_T), squares_BxR)
+        row_T = jnp.where((index == 0) & (jnp.arange(batch) == 0), first, row_T)
+        points_TxD = of_rows(row_T, lambda block_T, row_T: points_BxRxD[block_T, row_T])
+        mass_T = of_rows(row_T, lambda block_T, row_T: mass_BxR[block_T, row_T])
+        distances_BxTxR = distances(points_TxD)
         between_TxT = of_rows(row_T, lambda block_T, row_T: distances_BxTxR[block_T, :, row_T])
-        threshold_T = uniform_3xT[2] * of_rows(row_T, lambda block_T, row_T: mass_BxR[block_T, row_T])
 
-        def accepted(total, present_T, used):
-            return (jnp.arange(batch) >= used) & (threshold_T <= jnp.where(total > 0, present_T, 1))
+        def accepted(state):
+            (index, *_, total), present_T, used = state
+            likely_T = uniform_3xT[2] * mass_T < jnp.where(total > 0, present_T, 1)
+            return jnp.where(index == 0, jnp.arange(batch) == 0, likely_T & (jnp.arange(batch) >= used))
 
         def enough(state):
-            (index, *_, total), present_T, used = state
-            return (index < k) & (accepted(total, present_T, used).sum() >= trials)
+            index = state[0][0]
+            return (index < k) & (accepted(state).sum() >= jnp.where(index == 0, 1, trials))
 
         def choose(state):
-            (index, centroids_KxD, nearest_BxR, total), present_T, used = state
-            tried = jnp.nonzero(accepted(total, present_T, used), size=trials)[0]
+            (index, centroids_KxD, nearest_BxR, _), present_T, _ = state
+            tried = jnp.sort(jnp.where(accepted(state), jnp.arange(batch), batch))[:trials]
+            tried = jnp.where(tried < batch, tried, tried[0])
             sum_t = jnp.minimum(nearest_BxR[:, None], distances_BxTxR[:, tried]).sum(axis=(0, 2), dtype=jnp.float64)
             sum_t = lax.psum(sum_t, AXIS)
             best = tried[jnp.argmin(sum_t)]
-            centroids_KxD = centroids_KxD.at[index].set(points_of(row_T[best][None])[0])
+            centroids_KxD = centroids_KxD.at[index].set(points_TxD[best])
             nearest_BxR = jnp.minimum(nearest_BxR, distances_BxTxR[:, best])
             present_T = jnp.minimum(present_T, between_TxT[:, best])
             return (index + 1, centroids_KxD, nearest_BxR, jnp.min(sum_t)), present_T, tried[-1] + 1
 
-        present_T = of_rows(row_T, lambda block_T, row_T: nearest_BxR[block_T, row_T])
-        return lax.while_loop(enough, choose, (state, present_T, 0))[0]
+        return lax.while_loop(enough, choose, (state, mass_T, 0))[0]
 
-    first_1xD = points_of(first[None])
-    distances_Bx1xR, squares_BxR = distances(first_1xD)
-    nearest_BxR = distances_Bx1xR[:, 0]
-    total = lax.psum(nearest_BxR.sum(dtype=jnp.float64), AXIS)
-    begin = 1, jnp.zeros((k, d), jnp.float32).at[0].set(first_1xD[0]), nearest_BxR, total
+    any_BxR = jnp.where(real_BxR, 4 * largest, 0).astype(jnp.float32)
+    begin = 0, jnp.zeros((k, d), jnp.float32), any_BxR, jnp.float64(1)
     return lax.while_loop(lambda state: state[0] < k, draw_batch, begin)[1]
 
 

@@ -22,12 +22,6 @@ ROUNDING = 1e-10
 _LARGEST_PRODUCT = 2**26
 
 
-@jax.jit
-def moments(points_NxD):
-    """The squared length of every row, and the sum of the rows."""
-    return jnp.sum(points_NxD**2, axis=1), jnp.sum(points_NxD, axis=0)
-
-
 def dot(a, b):
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 

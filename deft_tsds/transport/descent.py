@@ -94,7 +94,8 @@ def even_start(problem: Problem) -> Start:
 
 def allowance(value: Any, scale: Any, tolerance: Any) -> Any:
     """The gap that counts as none: relative to the value, or to a thousandth of `scale` near zero."""
-    return tolerance * jnp.maximum(jnp.abs(value), NEAR_ZERO * scale)
+    maximum = jnp.maximum if isinstance(value, jax.Array) else max
+    return tolerance * maximum(abs(value), NEAR_ZERO * scale)
 
 
 @jax.jit

@@ -56,7 +56,7 @@ class Entropic(NamedTuple):
         for name, term in objective.terms.items():
             if term.function not in weights:
                 return None
-            weights[term.function] += objective.weights[name]
+            weights[term.function] += float(objective.weights[name])
         dense = len(problem.shortlist_U) <= _DENSER * problem.costs_MxK.shape[1]
         return cls(*weights.values()) if dense and weights[terms.entropy] > 0 else None
 
@@ -80,11 +80,10 @@ def sinkhorn(
         scale, tolerance, max_iterations: as in `descend`; a step is ten iterations.
         at_most: whether p_j may be below q_j.
     """
-    scaled_MxK = _scaled(problem, weights)
-    threshold, count = tolerance / 10, 0
-    lse_mode = float(jnp.max(scaled_MxK)) > 2 * _LARGEST_LOG
-    dense_MxU = _dense(problem, scaled_MxK, lse_mode)
-    log_u_M = jnp.where(problem.query_weights_M > 0, 0.0, -jnp.inf)
+    threshold, count, lse_mode = tolerance / 10, 0, False
+    scaled_MxK, dense_MxU, log_u_M, largest = _prepare(problem, weights)
+    if float(largest) > 2 * _LARGEST_LOG:
+        lse_mode, dense_MxU = True, _dense(problem, scaled_MxK, True)
     while True:
         most = min(_ROUND, ITERATIONS * (max_iterations - count))
         at = problem.query_weights_M, limit_U, log_u_M, threshold
@@ -92,13 +91,14 @@ def sinkhorn(
             dense_MxU, *at, at_most=at_most, lse_mode=lse_mode, most=most
         )
         count += int(iterations) // ITERATIONS
-        if not (lse_mode or largest <= _LARGEST_LOG):  # or it is NaN
+        if not (lse_mode or float(largest) <= _LARGEST_LOG):  # or it is NaN
             lse_mode, log_u_M = True, at[2]
             dense_MxU = _dense(problem, scaled_MxK, lse_mode)
             continue
         found = _certified(problem, weights, limit_U, scaled_MxK, log_v_U, count, at_most=at_most)
-        allowed = allowance(found.value, scale, tolerance)
-        good = abs(found.value - found.bound) <= allowed and found.violation <= tolerance
+        value = float(found.value)
+        allowed = allowance(value, scale, tolerance)
+        good = abs(value - float(found.bound)) <= allowed and float(found.violation) <= tolerance
         if good or count >= max_iterations or threshold <= _LEAST_ERROR:
             return found
         if within:
@@ -106,10 +106,12 @@ def sinkhorn(
 
 
 @jax.jit
-def _scaled(problem: Problem, weights: Entropic) -> jax.Array:
-    """c d / eps, from 0 in each row."""
+def _prepare(problem: Problem, weights: Entropic) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """c d / eps from 0 in each row, its kernel [M, U], the first log u, and the largest c d / eps."""
     scaled_MxK = weights.cost / weights.entropy * problem.costs_MxK
-    return scaled_MxK - jnp.min(scaled_MxK, axis=1, keepdims=True)
+    scaled_MxK -= jnp.min(scaled_MxK, axis=1, keepdims=True)
+    log_u_M = jnp.where(problem.query_weights_M > 0, 0.0, -jnp.inf)
+    return scaled_MxK, _dense(problem, scaled_MxK, False), log_u_M, jnp.max(scaled_MxK)
 
 
 @partial(jax.jit, static_argnames="lse_mode")

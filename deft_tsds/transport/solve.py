@@ -86,8 +86,7 @@ def solve(
     """
     tolerance, max_iterations = _check_effort(tolerance, max_iterations)
     with jax.enable_x64(True):
-        problem = jax.tree.map(_as_float64, problem)
-        objective = jax.tree.map(_as_float64, objective)
+        problem, objective = _in_float64((problem, objective))
         scale = _scale(objective, objective.check(problem))
         found = _find(problem, objective, _check_limit(problem, cap, marginal), scale, tolerance, max_iterations)
         return _answer(problem, objective, scale, tolerance, found)
@@ -140,8 +139,7 @@ def sweep(
     objective.with_weights(**weights)  # checks them
     points_SxW = np.stack([np.asarray(values, dtype=np.float64) for values in weights.values()], axis=1)
     with jax.enable_x64(True):
-        problem = jax.tree.map(_as_float64, problem)
-        objective = jax.tree.map(_as_float64, objective)
+        problem, objective = _in_float64((problem, objective))
         even = objective.check(problem)
         answers: list[Any] = [None] * len(points_SxW)
         follow = _follow(problem, objective, even, tuple(weights), points_SxW, tolerance, max_iterations, lanes)
@@ -220,9 +218,14 @@ def _check_effort(tolerance: Any, max_iterations: Any) -> tuple[float, int]:
     return check_real(tolerance, "tolerance", above=0.0), check_count(max_iterations, "max_iterations", 1)
 
 
-def _as_float64(leaf: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+@jax.jit
+def _in_float64(tree: Any) -> Any:
+    """All that is no whole number, in one program: one for each leaf would take longer to compile than to run."""
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    cast = [leaf.astype(jnp.float64) if is_real else leaf for leaf, is_real in zip(leaves, real, strict=True)]
+    return jax.tree.unflatten(structure, cast)
 
 
 def _find(problem: Problem, objective: Objective, limit: Any, scale: float, tolerance: float, most: int) -> Found:
@@ -265,7 +268,7 @@ def _split(problem: Problem, objective: Objective, limit: Any) -> tuple[Objectiv
     )
 
 
-def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[jax.Array, jax.Array] | None:
+def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """What p_j is limited to, and whether it may be below that; None without limits."""
     if cap is None and marginal is None:
         return None
@@ -276,7 +279,7 @@ def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[jax.Array, 
         cap = check_real(cap, "cap", above=0.0)
         if cap * u < 1:
             raise ValueError(f"cap is {cap:g}, but {u} candidates can then hold only {cap * u:g} of 1: raise it.")
-        return jnp.full(u, cap), jnp.array(True)
+        return np.full(u, cap), np.array(True)
     marginal_N = np.asarray(marginal, dtype=np.float64)
     if marginal_N.shape != (problem.size,):
         raise ValueError(
@@ -290,12 +293,12 @@ def _check_limit(problem: Problem, cap: Any, marginal: Any) -> tuple[jax.Array, 
             f"marginal gives {1 - marginal_U.sum():.3g} to candidates in no neighbourhood: raise "
             "neighbors, or give them 0."
         )
-    return jnp.asarray(marginal_U), jnp.array(False)
+    return marginal_U, np.array(False)
 
 
 @jax.jit
-def _plan_and_parts(problem: Problem, objective: Objective, shares_MxK: jax.Array) -> tuple[Plan, dict[str, Any]]:
-    plan = terms.plan_of(problem.query_weights_M[:, None] * shares_MxK, problem)
+def _plan_and_parts(problem: Problem, objective: Objective, log_r_MxK: jax.Array) -> tuple[Plan, dict[str, Any]]:
+    plan = terms.plan_of(problem.query_weights_M[:, None] * jnp.exp(log_r_MxK), problem)
     return plan, objective.parts(plan, problem)
 
 
@@ -308,8 +311,9 @@ def _answer(
     problem: Problem, objective: Objective, scale: float, tolerance: float, found: Found
 ) -> tuple[Plan, dict[str, Any]]:
     """What is handed out, on the host, and the warning where it is not what was asked for."""
-    plan, parts = _plan_and_parts(problem, objective, jnp.exp(found.log_r_MxK))
-    value, gap, violation = float(found.value), float(found.value - found.bound), float(found.violation)
+    plan, parts = _plan_and_parts(problem, objective, found.log_r_MxK)
+    value, violation = float(found.value), float(found.violation)
+    gap = value - float(found.bound)
     allowed = float(allowance(value, scale, tolerance))
     info: dict[str, Any] = {
         "value": value,
