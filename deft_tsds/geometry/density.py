@@ -40,7 +40,7 @@ from deft_tsds.geometry.cells import Cells, Packed, find_cells, pack, rounding, 
 from deft_tsds.geometry.mesh import Layout, as_shared_matrix, grid, mesh_of, place_of, processes, rows_of, summed
 from deft_tsds.runs import track
 
-_ROWS = 1024  # rows that are compared with one tile at a time
+_ROWS = 4096  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
 

@@ -61,10 +61,10 @@ def plus_plus(first, uniform_Kx3xT, points_NxD, squares_N, largest, n, k, *, mes
     """Greedy k-means++ from the row `first`: of some points drawn in proportion to the squared distance, keep the one
     that lowers the sum the most.
 
-    A pass over the points costs little more for dozens of candidates than for one, so candidates are drawn and measured
-    in batches. A point drawn when its mass was m is accepted later, when its mass is m', with probability m'/m: so those
-    that are accepted follow the present masses exactly. When too few are left, a new batch is drawn. The first batch is
-    drawn before any distance is known, evenly: by the mass 4 `largest`, which no squared distance exceeds.
+    A pass over the points costs little more for dozens of candidates than for one, so candidates are drawn and
+    measured in batches. A point drawn when its mass was m is accepted later, when its mass is m', with probability
+    m'/m: so those that are accepted follow the present masses exactly. When too few are left, a new batch is drawn.
+    The first batch is drawn before any distance is known, evenly: by the mass 4 `largest`, which none exceeds.
     """
     of_part = partial(_plus_plus, k=k)
     inputs = P(), P(), P(AXIS), P(AXIS), P(), P()
