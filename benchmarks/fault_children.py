@@ -202,7 +202,7 @@ def manifests(run: Path) -> dict[str, dict[str, Any]]:
 
 def half_written(run: Path) -> list[str]:
     """What should not be in a run that has ended: leftovers of writers, and files that are not what was written."""
-    from deft_tsds import damage
+    from deft_tsds.running import damage
 
     wrong = [str(path) for path in run.rglob("*") if path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name]
     for stage, manifest in manifests(run).items():

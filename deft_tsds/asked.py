@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deft_tsds import build, processes
+from deft_tsds import build
 from deft_tsds import config as cfg
+from deft_tsds.running import processes
+from deft_tsds.running.secrets import masked, masked_command
 from deft_tsds.runs import plain
-from deft_tsds.secrets import masked, masked_command
 from deft_tsds.training.tracking import check_trackers
 
 COPY = "copy"

@@ -12,11 +12,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from deft_tsds import locks, processes, stopping
 from deft_tsds.config import load
 from deft_tsds.evaluate import cell
-from deft_tsds.files import DiskFull
 from deft_tsds.pipeline import Pipeline
+from deft_tsds.running import locks, processes, stopping
+from deft_tsds.running.files import DiskFull
 from deft_tsds.runs import console, read_json
 
 # The models here are ours: that transformers finds no torch for its own is no news.

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deft_tsds import build, processes
+from deft_tsds import build
 from deft_tsds import config as cfg
 from deft_tsds.asked import COPY, check_experiment, described, notice_of
 from deft_tsds.data.examples import Examples
@@ -28,8 +28,9 @@ from deft_tsds.embed.shared import write_shared_store
 from deft_tsds.embed.store import open_store, write_store
 from deft_tsds.evaluate import statistics_of, tabulate
 from deft_tsds.gradients import write_gradients
-from deft_tsds.locks import locked
 from deft_tsds.report import write_report
+from deft_tsds.running import processes
+from deft_tsds.running.locks import locked
 from deft_tsds.runs import Run, Stage, atomic_write, console, plain, read_jsonl, stage_key, write_json, write_jsonl
 from deft_tsds.selection import Selection, select
 from deft_tsds.t5.card import write_model_card

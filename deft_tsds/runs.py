@@ -27,8 +27,8 @@ import jax
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deft_tsds import damage, processes, stopping
-from deft_tsds.files import (
+from deft_tsds.running import damage, processes, stopping
+from deft_tsds.running.files import (
     atomic_write,
     clear_leftovers,
     file_hash,
@@ -38,10 +38,10 @@ from deft_tsds.files import (
     write_json,
     write_jsonl,
 )
-from deft_tsds.locks import locked
-from deft_tsds.logs import LoggedConsole, logged_stage
-from deft_tsds.secrets import masked, masked_command
-from deft_tsds.watermarks import Watermarks, peak_memory_bytes
+from deft_tsds.running.locks import locked
+from deft_tsds.running.logs import LoggedConsole, logged_stage
+from deft_tsds.running.secrets import masked, masked_command
+from deft_tsds.running.watermarks import Watermarks, peak_memory_bytes
 
 __all__ = [
     "MetricsLog",

@@ -92,7 +92,7 @@ def results(folder: Path) -> dict[str, Any]:
     """Everything that must not depend on the mesh, by name."""
     import deft_tsds as dt
     from deft_tsds.arrays import Rows
-    from deft_tsds.processes import alone
+    from deft_tsds.running.processes import alone
 
     class Counted(Rows):
         """The candidates, and how many rows of them were read."""

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import training_run
 
-from deft_tsds import damage, processes
-from deft_tsds.files import DiskFull, atomic_write, write_json
-from deft_tsds.locks import kept, locked
+from deft_tsds.running import damage, processes
+from deft_tsds.running.files import DiskFull, atomic_write, write_json
+from deft_tsds.running.locks import kept, locked
+from deft_tsds.running.stopping import Stopped, listening
 from deft_tsds.runs import MetricsLog, Run, read_json
-from deft_tsds.stopping import Stopped, listening
 from deft_tsds.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +125,7 @@ def test_a_second_process_is_told_who_has_the_folder(tmp_path):
     code = """
     import sys
     from pathlib import Path
-    from deft_tsds.locks import locked
+    from deft_tsds.running.locks import locked
     with locked(Path(sys.argv[1])):
         print("mine", flush=True)
         sys.stdin.readline()
@@ -147,7 +147,10 @@ def test_a_lock_may_be_taken_twice_and_is_kept_until_the_end(tmp_path):
     """By one process, which may have several pipelines; others see it from first to last."""
 
     def free() -> bool:
-        code = "import sys, pathlib; from deft_tsds.locks import locked; locked(pathlib.Path(sys.argv[1])).__enter__()"
+        code = (
+            "import sys, pathlib; from deft_tsds.running.locks import locked; "
+            "locked(pathlib.Path(sys.argv[1])).__enter__()"
+        )
         other = python(code, tmp_path)
         other.communicate()
         return other.returncode == 0
@@ -356,7 +359,7 @@ def test_one_process_waits_for_nobody():
 def test_processes_that_are_at_different_places_say_so():
     code = """
     import sys
-    from deft_tsds import processes
+    from deft_tsds.running import processes
     processes.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
     assert processes.from_writer(processes.index() + 5) == 5
     processes.barrier("together")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from deft_tsds import logs, watermarks
+from deft_tsds.running import logs, watermarks
 from deft_tsds.runs import Run, console, progress_bar, read_json
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import deft_tsds as dt
 from deft_tsds.geometry.mesh import Layout, as_shared_matrix, candidates_mesh, grid, mesh_of, own_rows, rows_of
-from deft_tsds.processes import alone
+from deft_tsds.running.processes import alone
 
 
 @pytest.mark.parametrize("options", [(), ("--accelerated",)])

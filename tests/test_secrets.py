@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_tsds.config import Arm, Experiment, Files, Source
+from deft_tsds.running.secrets import MASK, masked, masked_command, masked_text
 from deft_tsds.runs import plain
-from deft_tsds.secrets import MASK, masked, masked_command, masked_text
 from deft_tsds.selectors import Random
 
 SECRET = "s3cr3t-Value/+x"

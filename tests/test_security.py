@@ -266,7 +266,7 @@ def test_a_page_shows_no_secret_of_its_command(tmp_path):
 
 def test_keys_are_no_secret_of_ours():
     """A JAX key in an argument called `key` is no password: what is masked are texts."""
-    from deft_tsds.secrets import masked
+    from deft_tsds.running.secrets import masked
 
     key = np.asarray(jax.random.key_data(jax.random.key(0))).tolist()
     assert masked({"key": key, "api_key": 5}) == {"key": key, "api_key": 5}

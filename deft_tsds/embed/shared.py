@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from deft_tsds import processes
 from deft_tsds.embed import Encoder
 from deft_tsds.embed.store import _ROWS_AT_ONCE, write_store
-from deft_tsds.files import atomic_write
+from deft_tsds.running import processes
+from deft_tsds.running.files import atomic_write
 from deft_tsds.runs import track
 
 

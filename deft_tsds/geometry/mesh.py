@@ -33,7 +33,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deft_tsds.arrays import Rows, as_matrix
-from deft_tsds.processes import alone, is_alone
+from deft_tsds.running.processes import alone, is_alone
 
 AXIS = "candidates"
 

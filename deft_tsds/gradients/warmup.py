@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from deft_tsds import processes
+from deft_tsds.running import processes
 from deft_tsds.t5.model import T5
 from deft_tsds.training.checkpoints import Checkpoints
 from deft_tsds.training.finetune import Pairs, finetune, make_optimizer, trained_part

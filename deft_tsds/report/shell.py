@@ -14,8 +14,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from deft_tsds.report.figures import colour
+from deft_tsds.running.secrets import masked_text
 from deft_tsds.runs import atomic_write
-from deft_tsds.secrets import masked_text
 
 # Line feeds and tabs are layout; other control characters and lone surrogates are no text in HTML or in UTF-8.
 _UNPRINTABLE = {

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from deft_tsds import damage
+from deft_tsds.running import damage
 
 _OVERHEAD_BYTES = 2**18  # what a checkpoint takes beside its arrays: names, shapes, shardings, progress
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deft_tsds import stopping
+from deft_tsds.running import stopping
 from deft_tsds.runs import progress_bar
 from deft_tsds.training.batches import ahead
 from deft_tsds.training.checkpoints import Checkpoints

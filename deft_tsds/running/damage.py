@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deft_tsds.files import read_json, write_json
+from deft_tsds.running.files import read_json, write_json
 
 # What nobody reads once a stage is done: it may be thrown away, and is too much to read again.
 _NOT_READ = {"checkpoints", "best", "profile", "tracking"}

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from deft_tsds import processes
+from deft_tsds.running import processes
 
 _signals = (signal.SIGTERM, signal.SIGINT)
 _asked: int | None = None

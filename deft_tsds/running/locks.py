@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from deft_tsds.files import clear_leftovers, told_when_full
+from deft_tsds.running.files import clear_leftovers, told_when_full
 
 _NAME = ".lock"
 _held: dict[Path, tuple[IO[str] | None, int]] = {}

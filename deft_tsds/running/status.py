@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from deft_tsds import logs
+from deft_tsds.running import logs
 from deft_tsds.runs import read_json
 
 State = Literal["done", "running", "half-way", "stale", "damaged", "not begun"]

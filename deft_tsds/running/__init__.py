@@ -1,0 +1,1 @@
+"""What keeps a run whole: files and their hashes, locks, signals, processes, logs."""
