@@ -10,12 +10,12 @@ candidates in the shortlist and W threads:
                   time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 512 W (131,072 + 120 K).
                   5 N to number the shortlist
     density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 2 U G, with
-                  G = U / 250 and at most 512; 12 MB of tiles a thread. Over the pool, 131,072 rows of it as well
+                  G = U / 250 and at most 512; 48 MB of tiles a thread. Over the pool, 131,072 rows of it as well
     closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan, blocks of 8 MB at the most
     draw          16 L kept, 64 N of probabilities and orders; to explain, 12 L, then the shortlist, 4 U D, and the
                   search for the B nearest duplicates in it
     k-means       the rows and the rows at unit length, or these and their copy on the device, 8 N D; with them either
-                  blocks in float64, 16 N D and at most 128 MB, or distances, 4 N (K + 8 (2 + log K))
+                  blocks in float64, 16 N D and at most 128 MB, or distances, 4 N (K + 16 (2 + log K))
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TILE_QUERIES = 512
 _CHUNK_CANDIDATES = 4096
 _CELL, _CELLS = 250, 512
 _POOL_ROWS = 2**17
-_DENSITY_TILES = 12 * 2**20
+_DENSITY_TILES = 48 * 2**20
 _CLOSED_FORM_BLOCKS = 8 * 2**20
 _KMEANS_ITERATIONS = 100
 
@@ -154,9 +154,9 @@ def neighbors_cost(n: int, m: int, d: int, k: int) -> PlanCost:
 def clustering_cost(n: int, d: int, clusters: int) -> PlanCost:
     """What k-means of rows of unit length needs; the operations are those of 100 iterations, most fits need fewer."""
     clusters = min(clusters, n)
-    tries = 8 * (2 + int(math.log(clusters)))
-    operations = _KMEANS_ITERATIONS * 4 * n * clusters * d + 2 * n * clusters * tries * d
-    size = 8 * n * d + max(min(16 * n * d, 2 * BLOCK_BYTES), 4 * n * (clusters + tries))
+    tries = 2 + int(math.log(clusters))
+    operations = _KMEANS_ITERATIONS * 4 * n * clusters * d + 4 * n * clusters * tries * d
+    size = 8 * n * d + max(min(16 * n * d, 2 * BLOCK_BYTES), 4 * n * (clusters + 16 * tries))
     return PlanCost((StageCost("k-means", size, operations),))
 
 

@@ -63,7 +63,20 @@ def test_where_none_qualifies_it_is_said():
 
 
 def test_an_arm_that_has_no_budget_is_not_judged():
-    assert judged({}, tested=3)["verdict"] == "no budget was measured"
+    found = judged({}, tested=3)
+    assert (found["verdict"], found["savings"]) == ("no budget was measured", [])
+
+
+def test_what_is_saved_at_other_margins_is_what_they_would_be_judged_by():
+    losses = {0.1: 5.0, 0.3: 1.5, 0.6: -3.0}
+    found = judged(losses)
+    margins, saved = np.transpose(found["savings"])
+    assert margins[0] == 0
+    assert margins[-1] == 8
+    assert np.all(np.diff(saved) >= 0)
+    assert len(set(saved)) > 2
+    for margin, share in found["savings"][1::6]:
+        assert (judged(losses, margin=margin)["saved"] or 0) == share
 
 
 def test_the_correction_counts_budgets_that_were_not_run():
@@ -140,6 +153,14 @@ def test_the_page_holds_every_point_and_escapes_names(study, tmp_path):
     assert table["arms"]["random"]["verdict"].split(":")[0] in page
     (band,) = [trace for trace in curve_figure(table)["data"] if trace.get("fill") == "toself"]
     assert len(band["x"]) == 2
+
+
+def test_the_page_shows_what_is_saved_where_the_table_knows(study, tmp_path):
+    _, table = study
+    page = write_curve(table, tmp_path / "curve.html").read_text()
+    assert 'data-figure="savings"' in page
+    older = {**table, "arms": {name: {**arm, "savings": []} for name, arm in table["arms"].items()}}
+    assert 'data-figure="savings"' not in write_curve(older, tmp_path / "older.html").read_text()
 
 
 BUDGETS = [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8]

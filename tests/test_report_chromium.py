@@ -61,7 +61,8 @@ def curve_table() -> dict[str, Any]:
             }
             for budget in budgets
         ]
-        arms[name] = {"points": points, "verdict": "50% is enough", "notes": []}
+        savings = [[0.0, 0.0], [1.0, 0.5], [2.0, 0.8]]
+        arms[name] = {"points": points, "savings": savings, "verdict": "50% is enough", "notes": []}
     return {
         "arms": arms,
         "budgets": budgets,

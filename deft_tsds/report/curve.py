@@ -16,16 +16,18 @@ def write_curve(table: Mapping[str, Any], path: str | Path, *, command: Sequence
     """Write the page of what `deft_tsds.studies.curve.curve` returned; `command` is what made it."""
     several = table["tests"] if len(table["tests"]) > 1 else []
     by_test = {f"test-{place}": curve_figure(table, test) for place, test in enumerate(several)}
+    savings = {"savings": savings_figure(table)} if any(arm.get("savings") for arm in table["arms"].values()) else {}
     page = shell.render(
         "curve.html",
         filters={"number": number, "interval": interval, "percent": percent},
-        plots={"curve": curve_figure(table), **by_test},
+        plots={"curve": curve_figure(table), **savings, **by_test},
         styles=["style.css", "ablation.css"],
         scripts=["page.js", "sortable.js"],
         notices=[table["notice"]],
         table=table,
         metric=metric_label(table["metric"]),
         by_test=list(zip(several, by_test, strict=True)),
+        has_savings=bool(savings),
         command=" ".join(command),
     )
     return shell.write(page, path)
@@ -105,6 +107,32 @@ def curve_figure(table: Mapping[str, Any], test: str | None = None) -> dict[str,
         "layout": {
             "xaxis": {"type": "log", "title": {"text": "share of the pool, %"}},
             "yaxis": {"title": {"text": plotly_text(metric_label(table["metric"]))}},
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
+        },
+    }
+
+
+def savings_figure(table: Mapping[str, Any]) -> dict[str, Any]:
+    """How much of the pool each arm may leave out, by how much of the score may be lost; tables of before have none."""
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": plotly_text(name),
+            "x": [margin for margin, _ in arm.get("savings", [])],
+            "y": [100 * saved for _, saved in arm.get("savings", [])],
+            "line": {"color": colour(place), "width": 1.6, "shape": "hv"},
+            "hoverinfo": "name+x+y",
+        }
+        for place, (name, arm) in enumerate(table["arms"].items())
+    ]
+    label = plotly_text(metric_label(table["metric"]))
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": f"what may be lost, {label}"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": "data saved, %"}, "range": [-2, 102]},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 56, "r": 12, "t": 12, "b": 44},
         },

@@ -46,6 +46,7 @@ _told = False
 _turn = 0
 """How many times this process has met the others; the same in each, since each runs the same program."""
 _over = threading.Event()
+_watcher: threading.Thread | None = None
 _abort_handler: Any = None
 
 
@@ -60,6 +61,7 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
     Raises:
       ValueError: some of the three are given and some are not; the others cannot be reached.
     """
+    global _watcher
     given = {
         "JAX_COORDINATOR_ADDRESS": coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
         "JAX_NUM_PROCESSES": _whole("JAX_NUM_PROCESSES", count),
@@ -82,7 +84,8 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
         raise ValueError(f"The processes of this run did not find each other: {error}") from error
     if jax.process_count() > 1:
         _die_plainly()
-        threading.Thread(target=_watch, daemon=True, name="heartbeat").start()
+        _watcher = threading.Thread(target=_watch, daemon=True, name="heartbeat")
+        _watcher.start()
 
 
 def _whole(name: str, value: int | None) -> int | None:
@@ -222,6 +225,8 @@ def finish() -> None:
     """Leave the others once they, too, have done all that they had to do."""
     if count() > 1:
         _over.set()
+        if _watcher is not None:
+            _watcher.join(LOST_SECONDS)  # JAX crashes when it is shut down while another thread speaks by way of it
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _set(f"left/{index()}", json.dumps(None))
         jax.distributed.shutdown()

@@ -59,7 +59,7 @@ class Contrasts(Study):
             other = self.against[name]
             arms[name] |= {
                 "against": other,
-                "difference": {**each._asdict(), "p_holm": p_holm},
+                "difference": {**each.to_json(), "p_holm": p_holm},
                 "sentence": sentence(each, against=other, unit=metric, level=evaluate.level),
             }
         return {

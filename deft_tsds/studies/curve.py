@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deft_tsds.metrics import Metric
 from deft_tsds.runs import atomic_write, console, track, write_json
 from deft_tsds.studies.statistics import Runs, difference, holm, mean_score, sentence
@@ -93,8 +95,8 @@ def curve(cells: Cells, *, budgets: Sequence[float], margin: float = 1.0, adapti
 
     Returns:
         The table as plain JSON: `arms`, by name `points` (see `judge`), `verdict` in words, `smallest` budget or None,
-        the share of the data `saved`, and under `notes` the budgets that the arm cannot have; the scores of `full` and,
-        where there is such a thing, `copy`; and what is needed to read them.
+        the share of the data `saved`, and `savings` at other margins; under `notes` the budgets that the arm cannot
+        have; the scores of `full` and, where there is such a thing, `copy`; and what is needed to read them.
 
     Raises:
         ValueError: budgets that are no ascending shares, a margin that is not above 0, and what the cells raise.
@@ -189,7 +191,8 @@ def judge(
     Returns:
         `points`, one for each budget: `budget`, `count`, `score` (with `by_test`) and `to_full` with their intervals,
         `p_worse`, `p_holm`, `enough`, and against the baseline `to_random` with its `p_holm` and the `sentence`, or
-        None; `smallest`, `saved` and `verdict`.
+        None; `smallest`, `saved` and `verdict`; under `savings` the share that would be saved at other margins, pairs
+        of margin and share, from 0 to four times the margin.
     """
     name = metric if isinstance(metric, str) else metric.name
     settings: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
@@ -203,7 +206,7 @@ def judge(
                 "budget": share,
                 "count": max(1, round(share * pool)),
                 "score": _score(metric, runs[share], **settings),
-                "to_full": each._asdict(),
+                "to_full": each.to_json(),
                 "p_worse": each.p_worse,
                 "p_holm": p_holm,
                 "enough": p_holm < 1 - level,
@@ -214,7 +217,7 @@ def judge(
     compared = [point for point in points if point["budget"] in baseline]
     against = [difference(metric, runs[p["budget"]], baseline[p["budget"]], **settings) for p in compared]
     for point, each, p_holm in zip(compared, against, _holm([each.p for each in against], tested), strict=True):
-        point["to_random"] = {**each._asdict(), "p_holm": p_holm}
+        point["to_random"] = {**each.to_json(), "p_holm": p_holm}
         point["sentence"] = sentence(each._replace(p=p_holm), against=BASELINE, unit=name, level=level)
     enough = [point for point in points if point["enough"]]
     smallest = enough[0]["budget"] if enough else None
@@ -227,7 +230,13 @@ def judge(
             f"{shown(enough[0]['to_full'], 1, '+')} {name} against all of it, p = {enough[0]['p_holm']:.2g} for a loss "
             f"of {margin:g} or more"
         )
-    return {"points": points, "smallest": smallest, "saved": smallest and 1 - smallest, "verdict": verdict}
+    savings = []
+    for other in np.linspace(0, 4, 41) * margin if points else ():
+        p_values = _holm([each.p_of_loss(other) for each in found], tested)
+        at_least = [share for share, p in zip(shares, p_values, strict=True) if p < 1 - level]
+        savings.append([float(other), 1 - at_least[0] if at_least else 0.0])
+    saved = smallest and 1 - smallest
+    return {"points": points, "smallest": smallest, "saved": saved, "savings": savings, "verdict": verdict}
 
 
 def markdown(table: Mapping[str, Any]) -> str:

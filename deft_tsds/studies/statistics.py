@@ -119,6 +119,7 @@ class Difference(NamedTuple):
             all seeds agree.
         higher: in how many of the seeds the arm scores higher.
         seeds: how many there are. With one, the interval knows of test examples alone.
+        error, freedom: standard error of the value, and the degrees of freedom of Student's distribution of it.
     """
 
     value: float
@@ -129,6 +130,16 @@ class Difference(NamedTuple):
     effect: float | None
     higher: int
     seeds: int
+    error: float
+    freedom: float
+
+    def p_of_loss(self, margin: float) -> float:
+        """p of the hypothesis that the arm is worse by this margin, or by more."""
+        return _p_of_loss(self.value, self.error, self.freedom, margin)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but what `p_of_loss` alone needs."""
+        return {name: found for name, found in self._asdict().items() if name not in ("error", "freedom")}
 
 
 def difference(
@@ -158,8 +169,6 @@ def difference(
     Raises:
         ValueError: other test sets, seeds or examples in the two; a negative margin; a level outside (0, 1).
     """
-    from scipy import stats
-
     if not margin >= 0:
         raise ValueError(f"margin is {margin}: give what may be lost, a number of at least 0.")
     arms, metric = _paired(arm, against), _metric(metric)
@@ -171,11 +180,16 @@ def difference(
     error, freedom, by_seeds = _error(by_seed_S, np.mean(drawn, axis=0))
     value, seeds = float(by_seed_S.mean()), len(by_seed_S)
     low, high = _ends(value, error, freedom, level)
-    with np.errstate(divide="ignore", invalid="ignore"):  # no variance: equal arms are no different, others surely are
-        p = 2 * stats.t.sf(np.nan_to_num(abs(value) / error), freedom)
-        p_worse = stats.t.sf(np.nan_to_num((value + margin) / error), freedom)
+    p, p_worse = 2 * _p_of_loss(abs(value), error, freedom, 0), _p_of_loss(value, error, freedom, margin)
     effect = float(value / np.sqrt(by_seeds * seeds)) if by_seeds else None
-    return Difference(value, low, high, float(p), float(p_worse), effect, int(np.sum(by_seed_S > 0)), seeds)
+    return Difference(value, low, high, p, p_worse, effect, int(np.sum(by_seed_S > 0)), seeds, float(error), freedom)
+
+
+def _p_of_loss(value: float, error: float, freedom: float, margin: float) -> float:
+    from scipy import stats
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # no variance: equal arms are no different, others surely are
+        return float(stats.t.sf(np.nan_to_num(np.float64(value + margin) / error), freedom))
 
 
 def mean_score(metric: str | Metric, runs: Runs, *, level: float = 0.95, resamples: int = 1000, seed: int) -> Interval:
