@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deft_tsds.running.status import Status, lines, span, status
+from deft_tsds.status import Status, lines, span, status
 
 COLOURS = {"done": "green", "running": "cyan", "half-way": "yellow", "stale": "magenta", "damaged": "red"}
 

@@ -16,8 +16,8 @@ import pytest
 from fake_run import write_fake_run
 
 from deft_tsds.running import logs
-from deft_tsds.running.status import lines, span, status
 from deft_tsds.runs import Run, read_json, write_json, write_jsonl
+from deft_tsds.status import lines, span, status
 from deft_tsds.studies.variants import Shelf
 
 ROOT = Path(__file__).parents[1]
