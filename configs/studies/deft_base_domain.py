@@ -8,6 +8,7 @@ What `deft_sampling` and `deft_base` ask by fine-tuning, on labelled text and fo
 paper (arXiv 2310.16776): hard is ahead of random and easy where the base set is small, random where it is large.
 """
 
+import dataclasses
 from pathlib import Path
 
 from deft_tsds.selectors import DEFT, Full, Random
@@ -15,16 +16,16 @@ from deft_tsds.studies.chooser import Contender
 from deft_tsds.studies.comparison import Comparison
 
 BASES, CORE = (0.1, 0.3, 0.5, 0.7), 0.025
-KINDS = {"hard": {"hard": 1.0}, "easy": {"hard": 0.0, "easy": 1.0}, "random": {"hard": 0.0, "random": 1.0}}
+KINDS = {"hard": DEFT(), "easy": DEFT(hard=0.0, easy=1.0), "random": DEFT(hard=0.0, random=1.0)}
 
 config = Comparison(
     contenders={
         "Random": Contender(Random()),
         "Full": Contender(Full()),
         **{
-            f"{kind}, base {100 * base:.0f}%": Contender(DEFT(base=base, **shares))
+            f"{kind}, base {100 * base:.0f}%": Contender(dataclasses.replace(selector, base=base))
             for base in BASES
-            for kind, shares in KINDS.items()
+            for kind, selector in KINDS.items()
         },
     },
     shares=tuple(base + CORE for base in BASES),
