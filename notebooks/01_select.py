@@ -87,9 +87,9 @@ axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# TSDS takes no row that is off the task: none of the queries has a use for one. DEFT takes more of them than chance
-# would: the rows far from all centroids are hard, and some are hard because they are odd. Nobody avoids the wrong
-# targets.
+# TSDS takes no row that is off the task: none of the queries has a use for one. DEFT knows no task. Here it takes twice
+# its share of near-duplicates, since rows far from a centroid may lie there together; with another key, and so other
+# clusters, the bars are others. Nobody sees the targets, so that nobody avoids the wrong ones for what they are.
 #
 # ## Where do they lie?
 # Two principal components of the pool, with the queries as crosses.
