@@ -1,6 +1,7 @@
 """Exact kernel density against plain exact sums and against the published algorithm. The latter needs faiss.
 
     python benchmarks/density.py                                                # n = 20k, 100k, 500k
+    python benchmarks/density.py --sizes 100000 --spreads 0.5 0.7 0.85 1 --near 5 15 50 --no-plain --calls 2
     python benchmarks/density.py --sizes 20000 --clusters 1 --bandwidths 1.5    # nothing can be ruled out
     python benchmarks/density.py --sizes 100000 --bandwidths 0.75 0.94 --pool 5000 --no-peer --no-plain
     python benchmarks/density.py --npy embeddings.npy --bandwidths 0.75 0.5 0.3 0.1 --no-peer
@@ -13,6 +14,7 @@ this run, as a share of ours: above 100% where pairs are ruled out. On a CPU not
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,12 @@ class Settings:
     """h."""
     dimensions: int = 384
     """D."""
+    near: tuple[float, ...] = ()
+    """Mean numbers of points within h: the bandwidths are those that give them, instead of `bandwidths`."""
     clusters: int = 200
     """Gaussians of the mixture."""
+    spreads: tuple[float, ...] = (1.0,)
+    """Deviations of the Gaussians, as a share of that of their centers."""
     npy: Path | None = None
     """A float32 [n, D] file to use instead."""
     pool: int | None = None
@@ -93,11 +99,17 @@ def published(points: str, bandwidth: float, pool: int | None) -> Callable[[], A
     return lambda: reference_density(x, bandwidth)
 
 
-def near(points: np.ndarray, bandwidth: float) -> float:
-    """The mean number of points within h of a point, of 500 points."""
+def squared_distances(points: np.ndarray) -> np.ndarray:
+    """Of 500 points to all: what is near is judged by them."""
     some = points[np.random.default_rng(0).choice(len(points), min(500, len(points)), replace=False)]
     squares, some_squares = np.einsum("nd,nd->n", points, points), np.einsum("nd,nd->n", some, some)
-    return float(np.mean(np.sum(some_squares[:, None] - 2 * some @ points.T + squares <= bandwidth**2, axis=1)))
+    return some_squares[:, None] - 2 * some @ points.T + squares
+
+
+def bandwidth_for(near: float, squared: np.ndarray) -> float:
+    """The h that has so many points within it, in the mean."""
+    place = round(near * len(squared))
+    return float(np.sqrt(np.partition(squared.reshape(-1), place)[place]))
 
 
 def main(settings: Settings) -> None:
@@ -106,10 +118,11 @@ def main(settings: Settings) -> None:
     peers = {"plain": settings.plain, "published": settings.peer}
     table = []
     sizes = settings.sizes if settings.npy is None else (len(np.load(settings.npy, mmap_mode="r", allow_pickle=False)),)
-    for n in sizes:
-        path = settings.npy or clustered(n, settings.dimensions, clusters=settings.clusters)
+    for n, spread in itertools.product(sizes, settings.spreads):
+        path = settings.npy or clustered(n, settings.dimensions, clusters=settings.clusters, spread=spread)
         points = np.load(path, mmap_mode="r", allow_pickle=False)
-        for bandwidth in settings.bandwidths:
+        squared = squared_distances(points)
+        for bandwidth in [bandwidth_for(near, squared) for near in settings.near] or settings.bandwidths:
             timed = [name for name, wanted in peers.items() if wanted and n <= settings.peer_limit]
             case = {"points": str(path), "bandwidth": bandwidth, "pool": settings.pool}
             contenders = {name: f"density:{name}" for name in ["ours", *timed]}
@@ -117,27 +130,16 @@ def main(settings: Settings) -> None:
             mine = found["ours"]
             rows = settings.pool or n
             products = 2 * rows * n * points.shape[1] / (1 if settings.pool else 2)
-            table.append([f"{rows:,}", f"{n:,}", f"{bandwidth:g}", f"{near(points, bandwidth):.1f}"])
+            near = np.mean(np.sum(squared <= bandwidth**2, axis=1))
+            table.append([f"{rows:,}", f"{n:,}", f"{spread:g}", f"{bandwidth:.3g}", f"{near:.1f}"])
             table[-1] += [f"{mine.seconds:.2f}"]
             for name in peers:
                 seconds = found[name].seconds if name in found else None
                 table[-1] += ["", ""] if seconds is None else [f"{seconds:.2f}", f"{mine.seconds / seconds:.3f}"]
             table[-1] += [f"{products / flops / mine.seconds:.0%}", f"{mine.peak_bytes / 1e9:.2f}"]
     title = f"D = {points.shape[1]}, GEMM {flops / 1e9:.0f} GFLOP/s; ratios are ours / theirs"
-    columns = [
-        "points",
-        "pool",
-        "h",
-        "near",
-        "ours s",
-        "plain s",
-        "ratio",
-        "published s",
-        "ratio",
-        "of limit",
-        "peak GB",
-    ]
-    print_table(title, columns, table)
+    columns = ["points", "pool", "spread", "h", "near", "ours s", "plain s", "ratio", "published s", "ratio"]
+    print_table(title, [*columns, "of limit", "peak GB"], table)
 
 
 if __name__ == "__main__":

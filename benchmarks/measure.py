@@ -36,9 +36,12 @@ class Timing:
     """The process's high-water mark above what it held after its imports and its input: the work's own memory."""
 
 
-def clustered(n: int, d: int, *, seed: int = 0, clusters: int = 200) -> Path:
-    """A float32 [n, d] file of unit rows: a mixture of `clusters` Gaussians, 5% duplicates, half of them exact."""
-    path = CACHE / f"clustered-{n}-{d}-{clusters}-{seed}.npy"
+def clustered(n: int, d: int, *, seed: int = 0, clusters: int = 200, spread: float = 1.0) -> Path:
+    """A float32 [n, d] file of unit rows: a mixture of `clusters` Gaussians, 5% duplicates, half of them exact.
+
+    `spread` is the deviation about the centers, whose own deviation is 1.
+    """
+    path = CACHE / f"clustered-{n}-{d}-{clusters}-{seed}{f'-{spread:g}' if spread != 1 else ''}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         centers = np.random.default_rng(0).standard_normal((clusters, d), dtype=np.float32)
@@ -47,7 +50,8 @@ def clustered(n: int, d: int, *, seed: int = 0, clusters: int = 200) -> Path:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, d))
         for start in range(0, n, 50_000):
             rows = min(50_000, n - start)
-            block = centers[rng.integers(clusters, size=rows)] + rng.standard_normal((rows, d), dtype=np.float32)
+            about = np.float32(spread) * rng.standard_normal((rows, d), dtype=np.float32)
+            block = centers[rng.integers(clusters, size=rows)] + about
             copies = rng.choice(rows, rows // 20, replace=False)
             block[copies] = block[rng.integers(rows, size=len(copies))]
             block[copies[::2]] += 0.01 * rng.standard_normal((len(copies[::2]), d), dtype=np.float32)

@@ -51,14 +51,14 @@ class Gaps:
         if len(self.past_TxKxD) in (0, _HISTORY):
             self.past_TxKxD = [centroids_KxD]
             return np.arange(len(labels_N))
-        steps = (centroids_KxD - past_KxD.astype(np.float64) for past_KxD in self.past_TxKxD)
+        steps = (centroids_KxD - past_KxD for past_KxD in self.past_TxKxD)
         moved_TxK = np.sqrt(np.stack([squares(step_KxD) for step_KxD in steps]))
         times_T, fastest_T = np.arange(len(moved_TxK)), moved_TxK.argmax(axis=1)
         limits_TxK = moved_TxK + moved_TxK.max(axis=1, keepdims=True)
         slower_TxK = moved_TxK.copy()
         slower_TxK[times_T, fastest_T] = 0
         limits_TxK[times_T, fastest_T] = moved_TxK.max(axis=1) + slower_TxK.max(axis=1)
-        limits_TxK *= 1 + 1e-9
+        limits_TxK *= 1 + centroids_KxD.shape[1] * 2.0**-23  # for the rounding of the steps and their squares
         self.past_TxKxD.append(centroids_KxD)
         open_N = self.gaps_N <= limits_TxK[self.times_N, labels_N]
         if np.count_nonzero(open_N) > _MOST * len(open_N):
