@@ -58,7 +58,8 @@ class Gaps:
         slower_TxK = moved_TxK.copy()
         slower_TxK[times_T, fastest_T] = 0
         limits_TxK[times_T, fastest_T] = moved_TxK.max(axis=1) + slower_TxK.max(axis=1)
-        limits_TxK *= 1 + centroids_KxD.shape[1] * 2.0**-23  # for the rounding of the steps and their squares
+        # For the rounding of the steps and their squares, and for what of these is lost below the smallest numbers.
+        limits_TxK = limits_TxK * (1 + (centroids_KxD.shape[1] + 8) * 2.0**-23) + np.sqrt(_TINY)
         self.past_TxKxD.append(centroids_KxD)
         open_N = self.gaps_N <= limits_TxK[self.times_N, labels_N]
         if np.count_nonzero(open_N) > _MOST * len(open_N):

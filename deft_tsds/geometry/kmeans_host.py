@@ -130,20 +130,24 @@ class _Clusters:
         """Take points out of the sums of their old clusters into those of their new ones: after a few iterations these
         are few."""
         new_R = self.labels_N[rows]
-        k = len(self.counts_K)
+        order_R = np.argsort(new_R, kind="stable")  # so that the points of one product have few clusters
+        rows, old_R, new_R = rows[order_R], old_R[order_R], new_R[order_R]
 
-        def sums(piece: slice) -> np.ndarray:
+        def sums(piece: slice) -> tuple[np.ndarray, np.ndarray]:
             x_RxD = self.buffers.take(self.points_NxD, rows[piece], "points")
             exact_RxD = self.buffers.get("exact", x_RxD.shape, np.float64)
             np.rint(np.divide(x_RxD, self.grid, out=exact_RxD), out=exact_RxD)
             left = np.flatnonzero(old_R[piece] >= 0)
             labels = np.concatenate([new_R[piece], old_R[piece][left]])
+            of_S, clusters = np.unique(labels, return_inverse=True)
             signs = np.repeat([1.0, -1.0], [len(x_RxD), len(left)])
             places = np.concatenate([np.arange(len(x_RxD)), left])
-            return self.grid * (csr_array((signs, (labels, places)), shape=(k, len(x_RxD))) @ exact_RxD)
+            signs_SxR = csr_array((signs, (clusters, places)), shape=(len(of_S), len(x_RxD)))
+            return of_S, self.grid * (signs_SxR @ exact_RxD)
 
-        for sums_KxD in self.threads.map(sums, row_blocks(len(rows), 1, _MOVED_ROWS)):
-            self.sums_KxD += sums_KxD
+        for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, _MOVED_ROWS)):
+            self.sums_KxD[of_S] += sums_SxD
+        k = len(self.counts_K)
         self.counts_K += np.bincount(new_R, minlength=k) - np.bincount(old_R[old_R >= 0], minlength=k)
 
     def repaired(self, floor: float) -> tuple[np.ndarray, np.ndarray, bool]:
