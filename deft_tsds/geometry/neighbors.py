@@ -353,10 +353,9 @@ class _Survivors:
         t, c = scores_TxC.shape
         if c > self.k and not np.isfinite(self.limit_T).all():
             self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxC))
-        near_TxC = scores_TxC <= self.limit_T[:, None]
-        hits_T = np.count_nonzero(near_TxC, axis=1)
         # Flat, by positions: boolean masks and pairs of indices take several times as long.
-        flat = np.flatnonzero(near_TxC)
+        flat = np.flatnonzero(scores_TxC <= self.limit_T[:, None])
+        hits_T = np.diff(np.searchsorted(flat, c * np.arange(t + 1)))
         shift_T = self.scores_TxW.shape[1] * np.arange(t) + self.counts_T - (np.cumsum(hits_T) - hits_T)
         places = np.arange(len(flat)) + np.repeat(shift_T, hits_T)
         columns = flat - np.repeat(c * np.arange(t), hits_T) if columns_TxC is None else columns_TxC.ravel()[flat]
