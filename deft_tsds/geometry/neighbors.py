@@ -54,7 +54,7 @@ BLOCK_BYTES = 256 * 2**20
 # Queries by candidates of one product: large enough for BLAS, small enough to be ranked while it is in the cache.
 _TILE = 512
 _LEAST_TILE = 64
-_CHUNK = 4096
+_CHUNK = 2048
 _DEVICE_CHUNK = 65_536
 _WIDEST = 4  # chunks of accelerators are so many times wider at most, however many share one
 
@@ -485,11 +485,11 @@ def _lowest_scores(devices: Mesh, width: int) -> Any:
 
 def _distances(queries_PxD: np.ndarray, candidates_PxD: np.ndarray, metric: Metric) -> np.ndarray:
     """The definition: the distances of P pairs of rows, float32 [P]."""
+    if metric == "euclidean":
+        return np.sqrt(_squared_norms(np.subtract(queries_PxD, candidates_PxD, dtype=np.float64))).astype(np.float32)
     q, x = np.asarray(queries_PxD, np.float64), np.asarray(candidates_PxD, np.float64)
     if metric == "dot":
         return (0.0 - np.einsum("pd,pd->p", q, x)).astype(np.float32)
-    if metric == "euclidean":
-        return np.sqrt(_squared_norms(q - x)).astype(np.float32)
     zero_P = ~(q.any(axis=1) & x.any(axis=1))
     # 1 - cos = |q - x|^2 / 2 on the sphere
     return np.where(zero_P, 1.0, _squared_norms(_unit(q) - _unit(x)) / 2).astype(np.float32)
