@@ -7,7 +7,7 @@ allocate: not less than that, and not more than four times as much. With L = M K
 candidates in the shortlist and W threads:
 
     neighbours    24 L: keys of distance and index, 8 bytes, and both taken apart. A thread works on 512 queries at a
-                  time, with 32 bytes for each of 4,096 candidates and 120 for each of K, 512 W (131,072 + 120 K).
+                  time, with 32 bytes for each of 2,048 candidates and 120 for each of K, 512 W (65,536 + 120 K).
                   5 N to number the shortlist
     density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 2 U G, with
                   G = U / 250 and at most 512; 48 MB of tiles a thread. Over the pool, 131,072 rows of it as well
@@ -28,7 +28,7 @@ from pathlib import Path
 from deft_tsds.arrays import BLOCK_BYTES, check_count, usable_cpus
 
 _TILE_QUERIES = 512
-_CHUNK_CANDIDATES = 4096
+_CHUNK_CANDIDATES = 2048
 _CELL, _CELLS = 250, 512
 _POOL_ROWS = 2**17
 _DENSITY_TILES = 48 * 2**20

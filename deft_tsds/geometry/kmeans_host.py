@@ -143,7 +143,7 @@ class _Clusters:
             signs = np.repeat([1.0, -1.0], [len(x_RxD), len(left)])
             places = np.concatenate([np.arange(len(x_RxD)), left])
             signs_SxR = csr_array((signs, (clusters, places)), shape=(len(of_S), len(x_RxD)))
-            return of_S, self.grid * (signs_SxR @ exact_RxD)
+            return of_S, np.multiply(self.grid, signs_SxR @ exact_RxD)
 
         for of_S, sums_SxD in self.threads.map(sums, row_blocks(len(rows), 1, _MOVED_ROWS)):
             self.sums_KxD[of_S] += sums_SxD
