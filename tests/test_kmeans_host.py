@@ -37,9 +37,10 @@ def test_points_that_are_left_out_keep_the_right_label(monkeypatch, d, most):
     assert sum(looked_at) < 41 * 1500 * most
 
 
-def test_gaps_of_a_short_history(monkeypatch):
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])  # steps whose squares float32 cannot hold, and others
+def test_gaps_of_a_short_history(monkeypatch, scale):
     monkeypatch.setattr(BOUNDS, "_HISTORY", 3)
-    points = overlapping(1500, 6)
+    points = overlapping(1500, 6) * np.float32(scale)
     centroids_KxD, labels_N, *_ = HOST.lloyd(points, points[:8], 40, 0.0, 0.0, False)
     expected_KxD, expected_N, _ = plain_lloyd(points, points[:8], 40)
     np.testing.assert_array_equal(labels_N, expected_N)
