@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
     peers = {"plain": settings.plain, "published": settings.peer}
     table = []
     sizes = settings.sizes if settings.npy is None else (len(np.load(settings.npy, mmap_mode="r", allow_pickle=False)),)
-    for n, spread in itertools.product(sizes, settings.spreads):
+    for n, spread in itertools.product(sizes, settings.spreads if settings.npy is None else (1.0,)):
         path = settings.npy or clustered(n, settings.dimensions, clusters=settings.clusters, spread=spread)
         points = np.load(path, mmap_mode="r", allow_pickle=False)
         squared = squared_distances(points)
@@ -131,8 +131,8 @@ def main(settings: Settings) -> None:
             rows = settings.pool or n
             products = 2 * rows * n * points.shape[1] / (1 if settings.pool else 2)
             near = np.mean(np.sum(squared <= bandwidth**2, axis=1))
-            table.append([f"{rows:,}", f"{n:,}", f"{spread:g}", f"{bandwidth:.3g}", f"{near:.1f}"])
-            table[-1] += [f"{mine.seconds:.2f}"]
+            table.append([f"{rows:,}", f"{n:,}", "" if settings.npy else f"{spread:g}"])
+            table[-1] += [f"{bandwidth:.3g}", f"{near:.1f}", f"{mine.seconds:.2f}"]
             for name in peers:
                 seconds = found[name].seconds if name in found else None
                 table[-1] += ["", ""] if seconds is None else [f"{seconds:.2f}", f"{mine.seconds / seconds:.3f}"]
