@@ -11,7 +11,7 @@ candidates in the shortlist and W threads:
                   5 N to number the shortlist
     density       8 L kept; the shortlist, a sorted copy and its sketch, 10 U D; its reach towards G cells, 2 U G, with
                   G = U / 250 and at most 512; 48 MB of tiles a thread. Over the pool, 131,072 rows of it as well
-    closed form   8 L kept, 16 L of sums along the neighbourhoods, 8 L for the plan, blocks of 8 MB at the most
+    closed form   8 L kept, 9 L of sums along the neighbourhoods, 8 L for the plan, blocks of 8 MB at the most
     draw          16 L kept, 64 N of probabilities and orders; to explain, 12 L, then the shortlist, 4 U D, and the
                   search for the B nearest duplicates in it
     k-means       the rows and the rows at unit length, or these and their copy on the device, 8 N D; with them either
@@ -135,7 +135,7 @@ def plan_cost(
         pairs = u * u if density_over == "shortlist" else 2 * u * n  # over the shortlist a pair serves both of its rows
         stages.append(StageCost("density", 8 * places + rows * (10 * d + 2 * cells) + tiles, pairs * d))
     blocks = min(40 * places, _CLOSED_FORM_BLOCKS)
-    stages.append(StageCost("closed form", 32 * places + blocks, 20 * places))
+    stages.append(StageCost("closed form", 25 * places + blocks, 20 * places))
     duplicates = neighbors_cost(u, budget, d, 2)
     explaining = max(12 * places, 4 * u * d + duplicates.bytes)
     drawing = n * math.ceil(math.log2(n + 1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -116,10 +117,17 @@ def test_with_fewer_neighbors_it_is_optimal_or_says_how_far_it_may_be(regularize
 
 @pytest.mark.parametrize("regularizer", ["kde", "uniform"])
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10**6), tau=taus, k=st.integers(1, 30), query_weights=weights)
-def test_equals_the_event_loop(regularizer, seed, tau, k, query_weights):
+@given(
+    seed=st.integers(0, 10**6),
+    tau=taus,
+    k=st.integers(1, 30),
+    query_weights=weights,
+    piece=st.sampled_from([1, 3, 64]),
+)
+def test_equals_the_event_loop(regularizer, seed, tau, k, query_weights, piece):
     problem = truncated(build(seed, (4, 100), query_weights, bandwidth=1.0), k)
-    plan = tsds(problem, alpha=0.4, scale=tau * 0.4 / 0.6, regularizer=regularizer)
+    with mock.patch.multiple(closed_form, _PIECE=piece, _FIRST_COLUMNS=piece):
+        plan = tsds(problem, alpha=0.4, scale=tau * 0.4 / 0.6, regularizer=regularizer)
     density = problem.density_U[problem.index_MxK].astype(np.float64)
     expected = solve_box_by_events(
         problem.costs_MxK.astype(np.float64),
@@ -142,6 +150,7 @@ def test_how_many_columns_and_rows_are_taken_at_once_changes_nothing(regularizer
     scales = np.geomspace(1e-3, 1e3, 9)
     whole = [tsds(problem, scale=scale, regularizer=regularizer) for scale in scales]
     monkeypatch.setattr(closed_form, "_FIRST_COLUMNS", 1)
+    monkeypatch.setattr(closed_form, "_PIECE", 3)
     monkeypatch.setattr(closed_form, "_BLOCK_BYTES", 1)
     for scale, plan in zip(scales, whole, strict=True):
         pieces = tsds(problem, scale=scale, regularizer=regularizer)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 Regularizer = Literal["kde", "uniform", "tv"]
 
 _FIRST_COLUMNS = 128
+_PIECE = 64  # columns; the sums of every one would take as much memory again as the levels, and more time
 _BLOCK_BYTES = 2**20  # rows are taken in blocks whose temporaries stay in the cache: fresh memory costs more than sums
 
 
@@ -124,6 +125,7 @@ class ActiveRows:
     def __init__(self, problem: Problem):
         weights_M = np.asarray(problem.query_weights_M, dtype=np.float64)
         self.active = np.flatnonzero(weights_M > 0)
+        self._all = len(self.active) == len(weights_M)
         self.weights = weights_M[self.active]
         self._costs_MxK = np.asarray(problem.costs_MxK)
         self._index_MxK = np.asarray(problem.index_MxK)
@@ -138,19 +140,33 @@ class ActiveRows:
     def blocks(self, columns: int) -> Iterator[slice]:
         return row_blocks(len(self), row_bytes=8 * columns, budget_bytes=_BLOCK_BYTES)
 
-    def costs(self, rows: slice, columns: int) -> np.ndarray:
-        """d_i(1) .. d_i(columns) of some rows in float64."""
-        return self._costs_MxK[self.active[rows], :columns].astype(np.float64)
+    def of(self, rows: slice) -> slice | np.ndarray:
+        """Which rows of the problem these are."""
+        return rows if self._all else self.active[rows]
 
-    def steps(self, rows: slice, columns: int) -> np.ndarray:
-        """d_i(k+1) - d_i(k) for k = 1 .. columns."""
-        if columns < self.k:
-            return np.diff(self.costs(rows, columns + 1), axis=1)
-        return np.diff(self.costs(rows, columns), axis=1, append=self.next_cost[rows, None])
+    def costs(self, rows: slice, columns: int, first: int = 0) -> np.ndarray:
+        """d_i(first + 1) .. d_i(columns) of some rows in float64."""
+        return self._costs_MxK[self.of(rows), first:columns].astype(np.float64)
 
-    def index(self, rows: slice, columns: int) -> np.ndarray:
-        """The places of the first neighbours of some rows in the shortlist."""
-        return self._index_MxK[self.active[rows], :columns]
+    def steps(self, rows: slice, columns: int, first: int = 0) -> np.ndarray:
+        """d_i(k+1) - d_i(k) for k = first + 1 .. columns."""
+        costs = self.costs(rows, columns + 1, first)
+        steps = np.empty((len(costs), columns - first))
+        np.subtract(costs[:, 1:], costs[:, :-1], out=steps[:, : costs.shape[1] - 1])
+        if columns == self.k:
+            steps[:, -1] = self.next_cost[rows] - costs[:, -1]
+        return steps
+
+    def step_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """d_i(k+1) - d_i(k) of single entries; k = column + 1."""
+        problem_rows, last = self.active[rows], columns == self.k - 1
+        after = self._costs_MxK[problem_rows, np.where(last, columns, columns + 1)].astype(np.float64)
+        after[last] = self.next_cost[rows[last]]
+        return after - self._costs_MxK[problem_rows, columns]
+
+    def index(self, rows: slice, columns: int, first: int = 0) -> np.ndarray:
+        """The places of the neighbours first + 1 .. columns of some rows in the shortlist."""
+        return self._index_MxK[self.of(rows), first:columns]
 
 
 class _BoxOptima:
@@ -159,6 +175,7 @@ class _BoxOptima:
     def __init__(self, problem: Problem, regularizer: Regularizer):
         self.rows = ActiveRows(problem)
         self._inverse_U, self._total, self._total_known = inverse_densities(problem, regularizer)
+        self._columns, self._levels, self._sums = 0, np.empty((len(self.rows), 0)), np.empty((len(self.rows), 0))
         self._take(min(_FIRST_COLUMNS, self.rows.k))
 
     def at(self, tau: float) -> Optimum:
@@ -210,21 +227,34 @@ class _BoxOptima:
         width = min(width, self._columns)  # of Z itself, the last sum may fall short by rounding
 
         def shares(rows: slice) -> np.ndarray:
-            poured = np.minimum(self._levels[rows, :width], s)
-            poured[:, 1:] -= poured[:, :-1].copy()
+            filled = np.minimum(self._levels[rows, :width], s)
+            poured = np.empty_like(filled)
+            poured[:, 0] = filled[:, 0]
+            np.subtract(filled[:, 1:], filled[:, :-1], out=poured[:, 1:])
             return np.divide(poured, s, out=poured)
 
         diversity = 0.0 if s == self._total else max(1 / s - 1 / self._total, 1 / self._total)
         return Optimum(s, width, diversity, shortfall, reached, shares)
 
     def _take(self, columns: int) -> None:
-        """Compute W_i(k) and the F_i of k filled neighbours for k = 1 .. columns, [a, columns]."""
-        self._columns = columns
+        """Compute W_i(k) for k = 1 .. columns or some more, and F_i after every piece of them, from what is there."""
+        known, levels, sums = self._columns, self._levels, self._sums
+        columns = self._columns = min(_PIECE * -(-columns // _PIECE), self.rows.k)
+        pieces = np.arange(0, columns - known, _PIECE)
         self._levels = np.empty((len(self.rows), columns))
-        self._sums = np.empty_like(self._levels)
+        self._sums = np.empty((len(self.rows), sums.shape[1] + len(pieces)))
         for rows in self.rows.blocks(columns):
-            levels = np.cumsum(self._inverse_U.take(self.rows.index(rows, columns)), axis=1, out=self._levels[rows])
-            np.cumsum(levels * self.rows.steps(rows, columns), axis=1, out=self._sums[rows])
+            inverse = self._inverse_U.take(self.rows.index(rows, columns, known))
+            if known:
+                self._levels[rows, :known] = levels[rows]
+                inverse[:, 0] += levels[rows, -1]
+            filled = np.cumsum(inverse, axis=1, out=self._levels[rows, known:])
+            gains = self.rows.steps(rows, columns, known)
+            gains *= filled
+            self._sums[rows, : sums.shape[1]] = sums[rows]
+            self._sums[rows, sums.shape[1] :] = np.add.reduceat(gains, pieces, axis=1)
+        from_last = self._sums[:, max(sums.shape[1] - 1, 0) :]
+        np.cumsum(from_last, axis=1, out=from_last)
         self._in_reach = float(self._levels[:, -1].min())  # beyond it some query would need one more column
 
     def _filled(self, s: float) -> np.ndarray:
@@ -238,7 +268,11 @@ class _BoxOptima:
         return filled
 
     def _sum_at(self, filled: np.ndarray) -> float:
-        return float(self.rows.weights @ _entries(self._sums, filled - 1))
+        """F of so many filled neighbours [a]: of whole pieces, and of the first ones in the next."""
+        whole = filled // _PIECE
+        row, column = _ranges(_PIECE * whole, filled)
+        begun = np.bincount(row, self._levels[row, column] * self.rows.step_at(row, column), len(self.rows))
+        return float(self.rows.weights @ (_entries(self._sums, whole - 1) + begun))
 
     def _smallest_level(self, tau: float, high: float) -> float:
         """The smallest s among the levels with F(s) >= tau, given that F(high) >= tau; `high` if no level is below."""
@@ -253,14 +287,11 @@ class _BoxOptima:
             else:
                 low, low_filled = middle, filled
         # Few levels are left: fill one after another.
-        counts = high_filled - low_filled
-        row = np.repeat(np.arange(len(counts)), counts)
-        column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + low_filled[row]
+        row, column = _ranges(low_filled, high_filled)
         if len(row) == 0:
             return high
-        before = np.where(column > 0, self._sums[row, column - 1], 0.0)
-        gains = self.rows.weights[row] * (self._sums[row, column] - before)
         levels = self._levels[row, column]
+        gains = self.rows.weights[row] * levels * self.rows.step_at(row, column)
         order = np.argsort(levels, kind="stable")
         enough = self._sum_at(low_filled) + np.cumsum(gains[order]) >= tau
         return float(levels[order][np.argmax(enough) if enough.any() else -1])
@@ -319,3 +350,10 @@ class _TvOptima:
 def _entries(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """One entry of each row; 0 for column -1."""
     return np.where(columns >= 0, values[np.arange(len(values)), columns], 0.0)
+
+
+def _ranges(first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the entries from first[i] to before stop[i] of each row i."""
+    counts = stop - first
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - first, counts)

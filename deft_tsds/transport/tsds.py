@@ -152,7 +152,7 @@ def objective_rt(
         raise ValueError(f"mass_MxK has shape {mass_MxK.shape}: give one entry for each of problem.costs_MxK.")
     rows = ActiveRows(problem)
     every = slice(0, len(rows))
-    mass = mass_MxK[rows.active]
+    mass = mass_MxK[rows.of(every)]
     transport = float(np.sum(mass * rows.costs(every, rows.k)))
     if regularizer == "tv":
         reference = rows.weights[:, None] / problem.size
@@ -177,7 +177,7 @@ def _pour(
         np.add.at(weights_U, rows.index(block, optimum.width).ravel(), mass.ravel())
         transport += float(np.vdot(mass, rows.costs(block, optimum.width)))
         if mass_MxK is not None:
-            mass_MxK[rows.active[block], : optimum.width] = mass
+            mass_MxK[rows.of(block), : optimum.width] = mass
     return weights_U / weights_U.sum(), transport
 
 
