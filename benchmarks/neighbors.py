@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
     for n in settings.sizes:
         for k in settings.ks:
             case = {"candidates": str(clustered(n, settings.dimensions)), "queries": queries, "k": k}
-            found = compare(contenders, case, rounds=settings.rounds)
+            found = compare(contenders, case, rounds=settings.rounds, calls=5)
             mine, peer = found["ours"], found.get("faiss")
             floor = 2 * settings.queries * n * settings.dimensions / flops
             table.append(

@@ -110,6 +110,19 @@ def test_scores_that_lie_within_their_error_bound_are_harmless(crowded, monkeypa
     np.testing.assert_array_equal(found.distances_MxK, disturbed.distances_MxK)
 
 
+@pytest.mark.parametrize(("of_queries", "of_candidates"), [(1e-24, 1e-24), (1e-21, 3e-20), (1.0, 1e-21), (1e17, 1e17)])
+@pytest.mark.parametrize("k", [5, 500])
+def test_at_the_ends_of_float32(of_queries, of_candidates, k):
+    """Where squares underflow, or nearly overflow: with k = 5 the scores are float32, with k = 500 float64."""
+    rng = np.random.default_rng(12)
+    queries = (of_queries * rng.normal(size=(4, 6))).astype(np.float32)
+    candidates = (of_candidates * rng.normal(size=(3000, 6))).astype(np.float32)
+    found = nearest_neighbors(queries, candidates, k)
+    distances, indices = brute_neighbors(queries, candidates, k, "euclidean")
+    np.testing.assert_array_equal(found.distances_MxK, distances)
+    np.testing.assert_array_equal(found.indices_MxK, indices)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_pool_sorted_by_distance_defeats_no_guess(monkeypatch, order):
     rng = np.random.default_rng(8)

@@ -30,9 +30,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy.special import bdtrik
 from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import Rows, ahead, as_matrix, check_count, check_same_width, row_blocks, usable_cpus
+from deft_tsds.geometry.buffers import Buffers
 from deft_tsds.geometry.mesh import (
     AXIS,
     as_shared_matrix,
@@ -60,6 +62,9 @@ _WIDEST = 4  # chunks of accelerators are so many times wider at most, however m
 
 # To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
 _SURVIVOR_COST = 250
+
+# How likely the limit guessed for a query leaves out some of its k nearest, so that its tile is visited again.
+_MISGUESS = 1e-9
 
 # An accelerator's float32 product is made of several shorter ones: its error is allowed to be some times larger.
 _DEVICE_ROUNDING = 4.0
@@ -156,7 +161,7 @@ def nearest_neighbors(
             _visit(tile, block, spaces[worker])
 
     with threadpool_limits(max(1, cpus // workers), user_api="blas"), ThreadPoolExecutor(workers) as threads:
-        made = ahead(lambda rows: _Block(candidates_NxD[rows], rows.start), blocks)
+        made = ahead(lambda rows: _Block(candidates_NxD[rows], rows.start, precision), blocks)
         for block in track(made, "nearest neighbours", total=len(blocks)):
             list(threads.map(partial(visit_tiles, block=block), range(workers)))
         if processes(mesh).size > 1:
@@ -174,13 +179,23 @@ def _on_accelerator() -> bool:
 class _Block:
     """Consecutive candidates, float32."""
 
-    def __init__(self, rows_BxD: np.ndarray, start: int):
+    def __init__(self, rows_BxD: np.ndarray, start: int, precision: Any):
+        """`precision` is that of the products in which the rows will be."""
         self.rows_BxD = rows_BxD
         self.start = start
-        pieces = row_blocks(len(rows_BxD), row_bytes=8 * rows_BxD.shape[1], budget_bytes=2**20)
-        self.squared_B = np.concatenate([_squared_norms(rows_BxD[piece]) for piece in pieces])
-        self.norm = float(np.sqrt(self.squared_B.max()))
+        self._squared_B: dict[Any, np.ndarray] = {}
+        d, rounding = rows_BxD.shape[1], np.finfo(precision)
+        largest = float(self.squared_B(precision).max())  # which may be too small, by its rounding and by underflow
+        self.norm = float(np.sqrt(largest * (1 + d * float(rounding.eps)) + d * float(rounding.tiny)))
         self.placed: dict[int, jax.Array] = {}  # right factors on accelerators, by their first row
+
+    def squared_B(self, precision: Any) -> np.ndarray:
+        """|x|^2 of each row, computed in this precision."""
+        if precision not in self._squared_B:
+            pieces = row_blocks(len(self.rows_BxD), row_bytes=8 * self.rows_BxD.shape[1], budget_bytes=2**20)
+            rows = (np.asarray(self.rows_BxD[piece], precision) for piece in pieces)
+            self._squared_B[precision] = np.concatenate([np.einsum("rd,rd->r", x_RxD, x_RxD) for x_RxD in rows])
+        return self._squared_B[precision]
 
 
 class _Tile:
@@ -217,7 +232,7 @@ class _Tile:
         out_CxE = out_CxE[: len(x)]
         if self.metric == "euclidean":
             out_CxE[:, :-1] = x
-            out_CxE[:, -1] = block.squared_B[rows]
+            out_CxE[:, -1] = block.squared_B(out_CxE.dtype.type)[rows]
         else:
             out_CxE[:] = _unit(x) if self.metric == "cosine" else x
         return out_CxE
@@ -230,7 +245,7 @@ class _Tile:
         """
         precision = np.finfo(dtype)
         scale_T = {
-            "euclidean": 2 * self.norms_T * block.norm + 2 * block.norm**2,  # |x|^2 is itself rounded
+            "euclidean": 2 * self.norms_T * block.norm + 2 * block.norm**2,  # |x|^2 is itself such a sum
             "cosine": np.ones(len(self.norms_T)),
             "dot": self.norms_T * block.norm,
         }[self.metric]
@@ -252,12 +267,15 @@ class _Tile:
     def settle(self, block: _Block, survivors: _Survivors) -> None:
         """Measure the survivors and take them among the k nearest."""
         k = self.best_TxK.shape[1]
+        exact_TxD = self.rows_TxD.astype(np.float64)
         for part in row_blocks(len(self.rows_TxD), row_bytes=32 * (k + survivors.width), budget_bytes=2**23):
             rows, columns, scores = survivors.flat(part)
             distances, open_ = self._rounded(scores, survivors.error_T, rows)
             for piece in row_blocks(len(open_), row_bytes=8 * block.rows_BxD.shape[1], budget_bytes=2**20):
                 pairs = open_[piece]
-                distances[pairs] = _distances(self.rows_TxD[rows[pairs]], block.rows_BxD[columns[pairs]], self.metric)
+                queries_PxD = survivors.buffers.take(exact_TxD, rows[pairs], "queries")
+                candidates_PxD = survivors.buffers.take(block.rows_BxD, columns[pairs], "candidates")
+                distances[pairs] = _distances(queries_PxD, candidates_PxD, self.metric)
             both = np.full((part.stop - part.start, k + survivors.width), _NONE)
             both[:, :k] = self.best_TxK[part]
             places = both.shape[1] * (rows - part.start) + k + survivors.places(rows, part)
@@ -293,6 +311,7 @@ class _Survivors:
         self.step = -(-min(chunk, b) // parts) * parts
         self.all_scores_TxW = np.full((t, 2 * k + self.step), np.inf, dtype)
         self.all_columns_TxW = np.zeros(self.all_scores_TxW.shape, np.int32)
+        self.buffers = Buffers()
         self.product = np.empty(t * self.step, dtype)
         self.right = np.empty(self.step * (d + 1), dtype)
 
@@ -384,11 +403,17 @@ class _Survivors:
         self.take(scores_TxW, chunk.start, columns_TxW)
         return True
 
-    def tighten(self) -> None:
-        """Drop the survivors that cannot be among the k nearest of those that are here."""
+    def own_limit(self) -> np.ndarray:
+        """The limit that the survivors set; infinite where there are fewer than k."""
+        if self.width < self.k:
+            return np.full(len(self.counts_T), np.inf, self.dtype)
+        return self._limit_by_kth(self.scores_TxW[:, : self.width])
+
+    def tighten(self, limit_T: np.ndarray) -> None:
+        """Drop the survivors above a limit."""
         if self.width > self.k:
             scores_TxW, columns_TxW = self.scores_TxW[:, : self.width].copy(), self.columns_TxW[:, : self.width].copy()
-            self.limit_T = np.minimum(self.limit_T, self._limit_by_kth(scores_TxW))
+            self.limit_T = np.minimum(self.limit_T, limit_T)
             self.scores_TxW[:, : self.width] = np.inf
             self.counts_T[:] = 0
             self.take(scores_TxW, 0, columns_TxW)
@@ -401,17 +426,10 @@ class _Survivors:
         if np.isfinite(self.limit_T).any() or rest < 4 * self.step or self.accelerated:
             return None
         sample = slice(start, None, -(-rest // self.step))
-        expected = self.k * self.step / rest
-        rank = int(expected + 5 * np.sqrt(expected + 1) + 8)  # five standard deviations above
+        rank = int(np.ceil(bdtrik(1 - _MISGUESS, self.k, self.step / rest)))  # binomial: so many of the k in the sample
         if rank >= min(self.k, self.step // 2):  # the first chunk sets a limit as low as that
             return None
         return np.partition(self.scores(sample), rank, axis=1)[:, rank]
-
-    def hold_all(self, guess_T: np.ndarray) -> bool:
-        """Whether no candidate above the guess can be among the k nearest."""
-        if self.counts_T.min() < self.k:
-            return False
-        return bool(np.all(self._limit_by_kth(self.scores_TxW[:, : self.width]) <= guess_T))
 
     def flat(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Queries (ascending), columns and scores of all survivors of the queries `part`."""
@@ -440,7 +458,7 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
     for first in range(start, b, survivors.step):
         chunk = slice(first, min(first + survivors.step, b))
         if survivors.room() < chunk.stop - chunk.start:
-            survivors.tighten()
+            survivors.tighten(survivors.own_limit())
         if survivors.room() < chunk.stop - chunk.start:  # the scores do not tell these candidates apart
             if guess_T is not None:
                 _visit(tile, block, survivors, start, guess=False)
@@ -453,11 +471,14 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
             survivors.begin(tile, block)
         if not (survivors.accelerated and survivors.take_from_devices(chunk)):
             survivors.take(survivors.scores(chunk), first)
-    if guess_T is not None and not survivors.hold_all(guess_T):
-        _visit(tile, block, survivors, start, guess=False)
-        return
-    if survivors.dtype == np.float32 or survivors.width > 2 * survivors.k:
-        survivors.tighten()
+    many = survivors.dtype == np.float32 or survivors.width > 2 * survivors.k
+    if guess_T is not None or many:
+        limit_T = survivors.own_limit()
+        if guess_T is not None and np.any(limit_T > guess_T):  # what the guess left out may be among the k nearest
+            _visit(tile, block, survivors, start, guess=False)
+            return
+        if many:
+            survivors.tighten(limit_T)
     tile.settle(block, survivors)
 
 
@@ -484,12 +505,12 @@ def _lowest_scores(devices: Mesh, width: int) -> Any:
 
 
 def _distances(queries_PxD: np.ndarray, candidates_PxD: np.ndarray, metric: Metric) -> np.ndarray:
-    """The definition: the distances of P pairs of rows, float32 [P]."""
+    """The definition: the distances of P pairs of rows, float32 [P]; the queries are float64 and are overwritten."""
+    q, x = queries_PxD, candidates_PxD
     if metric == "euclidean":
-        return np.sqrt(_squared_norms(np.subtract(queries_PxD, candidates_PxD, dtype=np.float64))).astype(np.float32)
-    q, x = np.asarray(queries_PxD, np.float64), np.asarray(candidates_PxD, np.float64)
+        return np.sqrt(_squared_norms(np.subtract(q, x, out=q))).astype(np.float32)
     if metric == "dot":
-        return (0.0 - np.einsum("pd,pd->p", q, x)).astype(np.float32)
+        return (0.0 - np.einsum("pd,pd->p", q, x.astype(np.float64))).astype(np.float32)
     zero_P = ~(q.any(axis=1) & x.any(axis=1))
     # 1 - cos = |q - x|^2 / 2 on the sphere
     return np.where(zero_P, 1.0, _squared_norms(_unit(q) - _unit(x)) / 2).astype(np.float32)
