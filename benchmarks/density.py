@@ -6,16 +6,19 @@
     python benchmarks/density.py --sizes 100000 --bandwidths 0.75 0.94 --pool 5000 --no-peer --no-plain
     python benchmarks/density.py --npy embeddings.npy --bandwidths 0.75 0.5 0.3 0.1 --no-peer
 
-"near" is the mean number of points within h, the point itself included. "plain" multiplies every pair once (NumPy,
-tiles of 2,048, float32); "published" sums over the 1,000 nearest that a faiss index finds among its 10 nearest lists,
-as the TSDS authors do. "of limit" is the time that the float32 products of all pairs would take at the GEMM speed of
-this run, as a share of ours: above 100% where pairs are ruled out. On a CPU nothing is compiled.
+"near" is the mean number of points within h, the point itself included. "apart" is the share of all pairs that lie in
+cells which h cannot bridge: near 100% where clusters stand apart, 0% where they overlap so far that whole cells rule
+nothing out. "plain" multiplies every pair once (NumPy, tiles of 2,048, float32); "published" sums over the 1,000
+nearest that a faiss index finds among its 10 nearest lists, as the TSDS authors do. "of limit" is the time that the
+float32 products of all pairs would take at the GEMM speed of this run, as a share of ours: above 100% where pairs are
+ruled out. On a CPU nothing is compiled.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,20 @@ def bandwidth_for(near: float, squared: np.ndarray) -> float:
     return float(np.sqrt(np.partition(squared.reshape(-1), place)[place]))
 
 
+def share_apart(points: np.ndarray, bandwidth: float) -> float:
+    """The share of all pairs of points that the bound of whole cells rules out."""
+    from deft_tsds.geometry.cells import find_cells, pack
+
+    with ThreadPoolExecutor() as threads:
+        cells = find_cells(points, points, threads, dimensions=0)
+        packed = pack(points, cells, threads, origin_D=cells.center_D)
+    together_TxT = packed.reach_TxK[:, packed.cell_T]
+    needed_KxK = cells.squares_KxK - bandwidth * np.sqrt(cells.squares_KxK)
+    apart_TxT = together_TxT + together_TxT.T < needed_KxK[np.ix_(packed.cell_T, packed.cell_T)]
+    shares_T = packed.sizes_T / len(points)
+    return float(shares_T @ apart_TxT @ shares_T)
+
+
 def main(settings: Settings) -> None:
     """Time all cases and print the table."""
     flops = gemm_flops()
@@ -132,13 +149,14 @@ def main(settings: Settings) -> None:
             products = 2 * rows * n * points.shape[1] / (1 if settings.pool else 2)
             near = np.mean(np.sum(squared <= bandwidth**2, axis=1))
             table.append([f"{rows:,}", f"{n:,}", "" if settings.npy else f"{spread:g}"])
-            table[-1] += [f"{bandwidth:.3g}", f"{near:.1f}", f"{mine.seconds:.2f}"]
+            apart = share_apart(points, bandwidth)
+            table[-1] += [f"{bandwidth:.3g}", f"{near:.1f}", f"{apart:.1%}", f"{mine.seconds:.2f}"]
             for name in peers:
                 seconds = found[name].seconds if name in found else None
                 table[-1] += ["", ""] if seconds is None else [f"{seconds:.2f}", f"{mine.seconds / seconds:.3f}"]
             table[-1] += [f"{products / flops / mine.seconds:.0%}", f"{mine.peak_bytes / 1e9:.2f}"]
     title = f"D = {points.shape[1]}, GEMM {flops / 1e9:.0f} GFLOP/s; ratios are ours / theirs"
-    columns = ["points", "pool", "spread", "h", "near", "ours s", "plain s", "ratio", "published s", "ratio"]
+    columns = ["points", "pool", "spread", "h", "near", "apart", "ours s", "plain s", "ratio", "published s", "ratio"]
     print_table(title, [*columns, "of limit", "peak GB"], table)
 
 

@@ -64,7 +64,7 @@ _WIDEST = 4  # chunks of accelerators are so many times wider at most, however m
 _SURVIVOR_COST = 250
 
 # How likely the limit guessed for a query leaves out some of its k nearest, so that its tile is visited again.
-_MISGUESS = 1e-9
+_MISGUESS = 1e-6
 
 # An accelerator's float32 product is made of several shorter ones: its error is allowed to be some times larger.
 _DEVICE_ROUNDING = 4.0
@@ -471,14 +471,12 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
             survivors.begin(tile, block)
         if not (survivors.accelerated and survivors.take_from_devices(chunk)):
             survivors.take(survivors.scores(chunk), first)
-    many = survivors.dtype == np.float32 or survivors.width > 2 * survivors.k
-    if guess_T is not None or many:
-        limit_T = survivors.own_limit()
-        if guess_T is not None and np.any(limit_T > guess_T):  # what the guess left out may be among the k nearest
-            _visit(tile, block, survivors, start, guess=False)
-            return
-        if many:
-            survivors.tighten(limit_T)
+    limit_T = survivors.own_limit()
+    if guess_T is not None and np.any(limit_T > guess_T):  # what the guess left out may be among the k nearest
+        _visit(tile, block, survivors, start, guess=False)
+        return
+    if survivors.dtype == np.float32:  # float64 scores settle most survivors: to drop some first would cost more
+        survivors.tighten(limit_T)
     tile.settle(block, survivors)
 
 
