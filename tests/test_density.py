@@ -26,10 +26,11 @@ def clustered(n, d, *, seed=0, clusters=6, spread=1.0):
 
 @pytest.fixture
 def small_cells(monkeypatch):
-    """Cells of ten rows, tiles of seven, and sketches from sixteen dimensions on: small inputs go every way."""
+    """Cells of ten rows, tiles of seven, strips of eleven, and sketches from sixteen dimensions on: small inputs go every way."""
     monkeypatch.setattr(cells, "_CELL", 10)
     monkeypatch.setattr(cells, "_TILE", 7)
     monkeypatch.setattr(density, "_ROWS", 16)
+    monkeypatch.setattr(density, "_STRIP", 11)
     monkeypatch.setattr(density, "_POOL_ROWS", 30)
     monkeypatch.setattr(density, "_DEVICE_BLOCK", 32)
     monkeypatch.setattr(density, "_SKETCH_PAIRS", 0)
@@ -38,7 +39,7 @@ def small_cells(monkeypatch):
 @pytest.fixture
 def spy(monkeypatch):
     """How many pairs each way of comparing them took."""
-    taken = {"sketched": 0, "measured": 0, "multiplied": 0, "second": 0}
+    taken = {"sketched": 0, "measured": 0, "multiplied": 0, "strips": 0, "second": 0}
     hits, measure, multiply = density._Visit._hits, density._Visit._measure_pairs, density._Visit._multiply
 
     def spied_hits(self, j, left, limits_KxR):
@@ -49,10 +50,11 @@ def spy(monkeypatch):
         taken["measured"] += int(hits_LxR.sum())
         return measure(self, shares, j, left, hits_LxR)
 
-    def spied_multiply(self, shares, j, left, right_RxF, limits_KxR):
+    def spied_multiply(self, shares, tile, left, right_RxF, limits_KxR=None):
         taken["multiplied"] += len(left) * len(right_RxF)
-        taken["second"] += int(np.isinf(limits_KxR).any())
-        return multiply(self, shares, j, left, right_RxF, limits_KxR)
+        taken["strips"] += limits_KxR is None
+        taken["second"] += limits_KxR is not None and int(np.isinf(limits_KxR).any())
+        return multiply(self, shares, tile, left, right_RxF, limits_KxR)
 
     monkeypatch.setattr(density._Visit, "_hits", spied_hits)
     monkeypatch.setattr(density._Visit, "_measure_pairs", spied_measure)
@@ -182,6 +184,20 @@ def test_both_halves_of_a_split_pair_of_tiles_are_multiplied(spy, monkeypatch):
         expected = brute_density(points, points if pool is None else pool, 6.0)
         np.testing.assert_allclose(kernel_density(points, bandwidth=6.0, pool=pool), expected, 1e-4, 1e-5)
         assert spy["second"] > 0
+
+
+@pytest.mark.parametrize("bandwidth", [7.0, 30.0])
+@pytest.mark.parametrize("d", [8, 32])
+@pytest.mark.usefixtures("small_cells")
+def test_where_cells_rule_nothing_out_every_pair_is_multiplied_once(spy, d, bandwidth):
+    points = clustered(200, d, clusters=1)
+    for pool in (None, points[:90]):
+        spy.update(dict.fromkeys(spy, 0))
+        expected = brute_density(points, points if pool is None else pool, bandwidth)
+        np.testing.assert_allclose(kernel_density(points, bandwidth=bandwidth, pool=pool), expected, 1e-5, 1e-6)
+        assert spy["strips"] > 0
+        assert spy["measured"] == 0
+        assert spy["multiplied"] <= (200 * 201 / 2 + 200 * 11 / 2 if pool is None else 200 * 90)
 
 
 @pytest.mark.usefixtures("small_cells")

@@ -7,13 +7,14 @@ bounds are about a common centre. u is a row minus the centroid of its cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from scipy.sparse import csr_array
 
 from deft_tsds.arrays import row_blocks
 from deft_tsds.geometry.mesh import Part, exchanged, own_rows, processes, rows_of
@@ -106,10 +107,10 @@ def find_cells(
     the points and reads its own rows of the pool."""
     n, d = pool_NxD.shape
     # A shift changes no distance, but it shrinks the norms and with them the rounding.
-    center_D = _mean(points_UxD)
-    radius = _largest_norm(points_UxD, center_D)
+    center_D = _mean(points_UxD, threads)
+    radius = _largest_norm(points_UxD, center_D, threads)
     if pool_NxD is not points_UxD:
-        own = _largest_norm(Part(pool_NxD, own_rows(mesh, n)), center_D)
+        own = _largest_norm(Part(pool_NxD, own_rows(mesh, n)), center_D, threads)
         radius = max(radius, float(exchanged(mesh, np.array([own])).max()))
     k = max(1, min(n // _CELL, 4 * math.isqrt(n) // 5, _CELLS))
     rng = np.random.default_rng(0)  # a fixed seed is right here: no answer depends on the cells
@@ -160,6 +161,8 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
     width = cells.basis_DxE.shape[1]
     sketch_NxE = np.empty((n, width + 2 if width else 0), np.float32)
 
+    centred = np.array_equal(origin_D, cells.center_D)
+
     def measure(t: int) -> None:
         tile, own_D = tiles[t], centroids_KxD[cell_T[t]]
         rows_NxF[tile, :d] = matrix_NxD[order_N[tile]] - origin_D
@@ -167,7 +170,8 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
         rows_NxF[tile, d] = norms_R
         rows_NxF[tile, d + 1] = norms_R - rows_NxF[tile, d]
         rows_NxF[tile, d + 2 :] = 1
-        u_RxD = matrix_NxD[order_N[tile]] - cells.center_D - own_D
+        about_RxD = rows_NxF[tile, :d] if centred else matrix_NxD[order_N[tile]] - cells.center_D
+        u_RxD = about_RxD - own_D
         squares_N[tile] = squares(u_RxD)
         reach_KxR = (centroids_KxD - own_D) @ u_RxD.T
         reach_KxN[:, tile] = halved(reach_KxR)
@@ -187,11 +191,11 @@ def _lloyd(rows_NxD: np.ndarray, center_D: Any, centroids_KxD: np.ndarray, threa
 
     def block(rows: slice) -> tuple[np.ndarray, np.ndarray]:
         x_RxD = rows_NxD[rows] - center_D
-        order_R, starts = _sort(labels_R := _nearest(x_RxD, centroids_KxD))
-        sums_KxD = np.zeros_like(centroids_KxD)
-        sums_KxD[labels_R[order_R[starts]]] = np.add.reduceat(x_RxD[order_R], starts, axis=0)
-        return sums_KxD, np.bincount(labels_R, minlength=len(sums_KxD))
+        labels_R = _nearest(x_RxD, centroids_KxD)
+        of_row_RxK = csr_array((np.ones_like(x_RxD[:, 0]), labels_R, np.arange(len(x_RxD) + 1)), shape=(len(x_RxD), k))
+        return of_row_RxK.T @ x_RxD, np.bincount(labels_R, minlength=k)
 
+    k = len(centroids_KxD)
     sums_KxD, sizes_K = np.zeros_like(centroids_KxD), np.zeros(len(centroids_KxD), np.float32)
     for block_sums_KxD, block_sizes_K in threads.map(block, row_blocks(len(rows_NxD), 1, _BLOCK)):
         sums_KxD += block_sums_KxD
@@ -227,13 +231,16 @@ def squares(rows_NxD: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", rows_NxD, rows_NxD)
 
 
-def _mean(matrix_NxD: np.ndarray) -> np.ndarray:
+def _mean(matrix_NxD: np.ndarray, threads: ThreadPoolExecutor) -> np.ndarray:
     """float32, by sums in float64."""
-    blocks = row_blocks(len(matrix_NxD), row_bytes=4 * matrix_NxD.shape[1], budget_bytes=2**22)
-    sum_D = sum(matrix_NxD[rows].sum(axis=0, dtype=np.float64) for rows in blocks)
-    return np.asarray(sum_D / len(matrix_NxD), dtype=np.float32)
+    sums = threads.map(lambda rows: matrix_NxD[rows].sum(axis=0, dtype=np.float64), _blocks(matrix_NxD))
+    return np.asarray(sum(sums) / len(matrix_NxD), dtype=np.float32)
 
 
-def _largest_norm(matrix: Any, center_D: np.ndarray) -> float:
-    blocks = row_blocks(len(matrix), row_bytes=4 * matrix.shape[1], budget_bytes=2**22)
-    return max((math.sqrt(squares(matrix[rows] - center_D).max()) for rows in blocks), default=0.0)
+def _largest_norm(matrix: Any, center_D: np.ndarray, threads: ThreadPoolExecutor) -> float:
+    largest = threads.map(lambda rows: float(squares(matrix[rows] - center_D).max()), _blocks(matrix))
+    return math.sqrt(max(largest, default=0.0))
+
+
+def _blocks(matrix: Any) -> Iterator[slice]:
+    return row_blocks(len(matrix), row_bytes=4 * matrix.shape[1], budget_bytes=2**22)

@@ -43,6 +43,7 @@ from deft_tsds.runs import track
 _ROWS = 4096  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
+_STRIP = 1024  # rows that are compared with all others where cells rule nothing out
 
 # The sketch keeps a quarter of the dimensions. It is not worth its basis for fewer pairs than this.
 _SKETCH_PAIRS = 2**26
@@ -211,10 +212,16 @@ def _on_host(
             _Visit(points, pool, kernel, whole_PxQ, split_PxQ, none(split_PxQ), (True, False)),
             _Visit(pool, points, kernel, none(whole_PxQ.T), none(split_PxQ.T), split_PxQ.T, (False, True)),
         ]
+    compared = len(points.order_N) * len(pool.order_N)
+    if (sizes_Px1 * sizes_Q)[whole_PxQ].sum() > 0.9 * compared and not visits[0].sketched:
+        strips = list(row_blocks(len(pool.order_N), 1, _STRIP))  # narrow products for the sake of cells are slower
+        jobs = [(visits[0].strip, strips)]
+    else:
+        jobs = [(visit.column, range(len(visit.q.tiles))) for visit in visits]
     sums_U = np.zeros(len(points.order_N))
-    for visit in visits:
-        columns = range(place[0], len(visit.q.tiles), place[1])
-        for shares in track(threads.map(visit.column, columns), "kernel density", total=len(columns)):
+    for job, every in jobs:
+        mine = every[place[0] :: place[1]]
+        for shares in track(threads.map(job, mine), "kernel density", total=len(mine)):
             for rows, values in shares:
                 np.add.at(sums_U, rows, np.rint(values / kernel.step))
     return sums_U
@@ -235,7 +242,8 @@ class _Visit:
     def column(self, j: int) -> _Shares:
         """What the pairs with the rows of tile j of q add to the sums of the points."""
         shares: _Shares = []
-        right_RxF = self._right(self.q.rows_NxF[self.q.tiles[j]])
+        tile = self.q.tiles[j]
+        right_RxF = self._right(self.q.rows_NxF[tile])
         for rows, limits_KxR in self._selected(j):
             for start in range(0, len(rows), _ROWS):
                 left = rows[start : start + _ROWS]
@@ -250,7 +258,16 @@ class _Visit:
                         self._measure_pairs(shares, j, left, hits_LxR)
                     left = left[busy_L]
                 if len(left):
-                    self._multiply(shares, j, left, right_RxF, limits_KxR)
+                    self._multiply(shares, tile, left, right_RxF, limits_KxR)
+        return shares
+
+    def strip(self, columns: slice) -> _Shares:
+        """What the pairs of all rows of p with some rows of q add; of p from the same cells, each pair once."""
+        shares: _Shares = []
+        right_RxF = self._right(self.q.rows_NxF[columns])
+        rows = np.arange(columns.stop if self.p is self.q else len(self.p.order_N))
+        for start in range(0, len(rows), _ROWS):
+            self._multiply(shares, columns, rows[start : start + _ROWS], right_RxF)
         return shares
 
     def _selected(self, j: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -310,10 +327,15 @@ class _Visit:
                 shares.append((y, kernel * ~self._inside(tile, x)))
 
     def _multiply(
-        self, shares: _Shares, j: int, left: np.ndarray, right_RxF: np.ndarray, limits_KxR: np.ndarray
+        self,
+        shares: _Shares,
+        tile: slice,
+        left: np.ndarray,
+        right_RxF: np.ndarray,
+        limits_KxR: np.ndarray | None = None,
     ) -> None:
-        """All pairs of some rows with a tile: one product gives max(0, h^2 - |x - y|^2)."""
-        tile, h2 = self.q.tiles[j], self.kernel.bandwidth**2
+        """All pairs of some rows with a tile, but those of infinite limits: max(0, h^2 - |x - y|^2) by one product."""
+        h2 = self.kernel.bandwidth**2
         if left[-1] - left[0] == len(left) - 1:
             left_LxF = self.p.rows_NxF[left[0] : left[-1] + 1]
         else:
@@ -329,7 +351,7 @@ class _Visit:
         np.clip(kernel_LxR, 0, h2, out=kernel_LxR)
         inside_L = self._inside(tile, left)
         kernel_LxR[inside_L, left[inside_L] - tile.start] = h2  # each point and itself
-        if np.isinf(limits_KxR).any():
+        if limits_KxR is not None and np.isinf(limits_KxR).any():
             kernel_LxR[np.isinf(self.buffers.take(limits_KxR, self.p.cell_N[left], "limits"))] = 0
         if self.counts_for_p:
             shares.append((left, (kernel_LxR @ np.ones(len(right_RxF), self.dtype)).astype(np.float64) / h2))
