@@ -111,7 +111,7 @@ def squared_distances(points: np.ndarray) -> np.ndarray:
 
 def bandwidth_for(near: float, squared: np.ndarray) -> float:
     """The h that has so many points within it, in the mean."""
-    place = round(near * len(squared))
+    place = min(round(near * len(squared)), squared.size - 1)
     return float(np.sqrt(np.partition(squared.reshape(-1), place)[place]))
 
 

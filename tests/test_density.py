@@ -26,7 +26,8 @@ def clustered(n, d, *, seed=0, clusters=6, spread=1.0):
 
 @pytest.fixture
 def small_cells(monkeypatch):
-    """Cells of ten rows, tiles of seven, strips of eleven, and sketches from sixteen dimensions on: small inputs go every way."""
+    """Cells of ten rows, tiles of seven, strips of eleven, sketches from sixteen dimensions on: small inputs go every
+    way."""
     monkeypatch.setattr(cells, "_CELL", 10)
     monkeypatch.setattr(cells, "_TILE", 7)
     monkeypatch.setattr(density, "_ROWS", 16)

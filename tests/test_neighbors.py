@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_distances
 
-from deft_tsds.geometry import neighbors
+from deft_tsds.geometry import bfloat16, neighbors
 from deft_tsds.geometry.mesh import candidates_mesh
 from deft_tsds.geometry.neighbors import nearest_neighbors
 
@@ -111,9 +111,11 @@ def test_scores_that_lie_within_their_error_bound_are_harmless(crowded, monkeypa
 
 
 @pytest.mark.parametrize(("of_queries", "of_candidates"), [(1e-24, 1e-24), (1e-21, 3e-20), (1.0, 1e-21), (1e17, 1e17)])
-@pytest.mark.parametrize("k", [5, 500])
-def test_at_the_ends_of_float32(of_queries, of_candidates, k):
+@pytest.mark.parametrize(("k", "in_bfloat16"), [(5, False), (5, True), (500, False)])
+def test_at_the_ends_of_float32(of_queries, of_candidates, k, in_bfloat16, request):
     """Where squares underflow, or nearly overflow: with k = 5 the scores are float32, with k = 500 float64."""
+    if in_bfloat16:
+        request.getfixturevalue("halved")
     rng = np.random.default_rng(12)
     queries = (of_queries * rng.normal(size=(4, 6))).astype(np.float32)
     candidates = (of_candidates * rng.normal(size=(3000, 6))).astype(np.float32)
@@ -121,6 +123,60 @@ def test_at_the_ends_of_float32(of_queries, of_candidates, k):
     distances, indices = brute_neighbors(queries, candidates, k, "euclidean")
     np.testing.assert_array_equal(found.distances_MxK, distances)
     np.testing.assert_array_equal(found.indices_MxK, indices)
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """Searches begin in bfloat16, however small they are and whatever the processor. What they were settled by."""
+    monkeypatch.setattr(neighbors, "_HALVED_WORK", 0)
+    monkeypatch.setattr(bfloat16, "is_fast", lambda: True)
+    settle, settled_by = neighbors._Tile.settle, []
+
+    def spied(tile, block, survivors):
+        settled_by.append(survivors.halved)
+        settle(tile, block, survivors)
+
+    monkeypatch.setattr(neighbors._Tile, "settle", spied)
+    return settled_by
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("k", "block_bytes"), [(1, 2**20), (9, 2**20), (9, 70_000)])
+def test_bfloat16_rules_out_and_never_ranks(halved, metric, k, block_bytes):
+    rng = np.random.default_rng(13)
+    queries, candidates = rng.normal(size=(70, 6)).astype(np.float32), rng.normal(size=(9000, 6)).astype(np.float32)
+    candidates[8990:] = queries[:10]
+    found = nearest_neighbors(queries, candidates, k, metric=metric, block_bytes=block_bytes)
+    distances, indices = brute_neighbors(queries, candidates, k, metric)
+    np.testing.assert_array_equal(found.indices_MxK, indices)
+    np.testing.assert_allclose(found.distances_MxK, distances, rtol=1e-6, atol=1e-7)
+    assert any(halved)
+
+
+def test_where_bfloat16_leaves_too_much_float32_does_it(halved, crowded):
+    """Rows far from the origin and close together: their bfloat16 products are all alike."""
+    queries, candidates = crowded[0] + 30, crowded[1] + 30
+    found = nearest_neighbors(queries, candidates, 10)
+    distances, indices = brute_neighbors(queries, candidates, 10, "euclidean")
+    np.testing.assert_array_equal(found.indices_MxK, indices)
+    np.testing.assert_array_equal(found.distances_MxK, distances)
+    assert not any(halved)
+
+
+@pytest.mark.parametrize("of_left", [1e-42, 1e-24, 1.0, 1e18])
+@pytest.mark.parametrize("of_right", [1e-42, 1e-20, 1.0, 1e18])
+def test_the_error_bound_of_bfloat16_holds(of_left, of_right):
+    rng = np.random.default_rng(14)
+    left_TxD = of_left * rng.normal(size=(40, 33)) / 33
+    right_CxD = (of_right * rng.normal(size=(60, 33)) / 33).astype(np.float32)
+    norm = float(np.linalg.norm(right_CxD.astype(np.float64), axis=1).max())
+    scores_TxC = bfloat16.scores(bfloat16.rounded(left_TxD), right_CxD, np.zeros(60, np.float32))
+    off_T = np.abs(np.asarray(scores_TxC, np.float64) - left_TxD @ right_CxD.T.astype(np.float64)).max(axis=1)
+    summation_T = (33 + 8) * (2.0**-23 * np.linalg.norm(left_TxD, axis=1) * norm + 2.0**-126)
+    bound_T = bfloat16.error(left_TxD, norm) + summation_T
+    assert (off_T <= bound_T).all()
+    if of_left == of_right == 1.0:
+        assert (off_T > 0.1 * bound_T).any()  # the bound is of the size of what it bounds
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -160,7 +160,6 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
     reach_KxN, reach_TxK = np.empty((k, n), np.uint16), np.empty((len(tiles), k), np.float32)
     width = cells.basis_DxE.shape[1]
     sketch_NxE = np.empty((n, width + 2 if width else 0), np.float32)
-
     centred = np.array_equal(origin_D, cells.center_D)
 
     def measure(t: int) -> None:
@@ -188,6 +187,7 @@ def pack(matrix_NxD: np.ndarray, cells: Cells, threads: ThreadPoolExecutor, *, o
 
 def _lloyd(rows_NxD: np.ndarray, center_D: Any, centroids_KxD: np.ndarray, threads: ThreadPoolExecutor) -> np.ndarray:
     """One of Lloyd's iterations, of the rows minus a centre. A centroid without rows stays."""
+    k = len(centroids_KxD)
 
     def block(rows: slice) -> tuple[np.ndarray, np.ndarray]:
         x_RxD = rows_NxD[rows] - center_D
@@ -195,8 +195,7 @@ def _lloyd(rows_NxD: np.ndarray, center_D: Any, centroids_KxD: np.ndarray, threa
         of_row_RxK = csr_array((np.ones_like(x_RxD[:, 0]), labels_R, np.arange(len(x_RxD) + 1)), shape=(len(x_RxD), k))
         return of_row_RxK.T @ x_RxD, np.bincount(labels_R, minlength=k)
 
-    k = len(centroids_KxD)
-    sums_KxD, sizes_K = np.zeros_like(centroids_KxD), np.zeros(len(centroids_KxD), np.float32)
+    sums_KxD, sizes_K = np.zeros_like(centroids_KxD), np.zeros(k, np.float32)
     for block_sums_KxD, block_sizes_K in threads.map(block, row_blocks(len(rows_NxD), 1, _BLOCK)):
         sums_KxD += block_sums_KxD
         sizes_K += block_sizes_K

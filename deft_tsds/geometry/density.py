@@ -15,7 +15,8 @@ dearer and sharper than the one before:
   with all of b, and the rows of b that do with all of a.
 - Sketch. u.v <= Pu.Pv + |Qu| |Qv| for a projection P on a few dimensions, Q = 1 - P: a product over fewer columns.
 
-What is left is measured. No bound changes a sum beyond rounding: each leaves a margin for its own.
+What is left is measured; where that is nearly everything, in strips without regard to cells. No bound changes a sum
+beyond rounding: each leaves a margin for its own.
 
 On a mesh the work is dealt out to the processes and their accelerators in pieces that are the same on any mesh: tiles
 of points, blocks of a separate pool. Sums over pieces are exact (`mesh.grid`), so that no mesh can change a density.
@@ -40,7 +41,7 @@ from deft_tsds.geometry.cells import Cells, Packed, find_cells, pack, rounding, 
 from deft_tsds.geometry.mesh import Layout, as_shared_matrix, grid, mesh_of, place_of, processes, rows_of, summed
 from deft_tsds.runs import track
 
-_ROWS = 4096  # rows that are compared with one tile at a time
+_ROWS = 2048  # rows that are compared with one tile at a time
 _POOL_ROWS = 2**17  # rows of a separate pool that are held at a time
 _DEVICE_BLOCK = 2048
 _STRIP = 1024  # rows that are compared with all others where cells rule nothing out

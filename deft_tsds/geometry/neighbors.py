@@ -9,7 +9,8 @@ and dot), with a bound on its error. A pair whose score is too large for the k n
 the few that survive are measured by the definition. In float32 the product costs half of one in float64, but leaves
 each survivor to be measured; in float64 the score itself settles all but one in some 10^5 of them, those for which
 the error bound leaves the rounding to float32 open. So few neighbours are found in float32 and many in float64; where
-float32 cannot tell the candidates of a block apart, float64 does that block again.
+float32 cannot tell the candidates of a block apart, float64 does that block again. Where the host multiplies bfloat16
+several times as fast, that comes first, unless it leaves so many survivors that float32 costs less.
 
 **How it merges.** A distance and an index become one 64-bit key, distance in the high half, so that the order of
 integers is the order asked for, and blocks of any size merge to the same k.
@@ -34,6 +35,7 @@ from scipy.special import bdtrik
 from threadpoolctl import threadpool_limits
 
 from deft_tsds.arrays import Rows, ahead, as_matrix, check_count, check_same_width, row_blocks, usable_cpus
+from deft_tsds.geometry import bfloat16
 from deft_tsds.geometry.buffers import Buffers
 from deft_tsds.geometry.mesh import (
     AXIS,
@@ -62,6 +64,9 @@ _WIDEST = 4  # chunks of accelerators are so many times wider at most, however m
 
 # To measure one survivor costs about as much as so many pairs of a float64 product cost more than of a float32 one.
 _SURVIVOR_COST = 250
+
+# Searches of so many multiplications begin in bfloat16: it takes a compilation.
+_HALVED_WORK = 2**33
 
 # How likely the limit guessed for a query leaves out some of its k nearest, so that its tile is visited again.
 _MISGUESS = 1e-6
@@ -154,7 +159,9 @@ def nearest_neighbors(
         for rows in row_blocks(mine.stop - mine.start, 4 * d, block_bytes)
     ]
     largest = max((rows.stop - rows.start for rows in blocks), default=1)
-    spaces = [_Survivors(-(-m // parts), d, largest, k, precision, devices, accelerated) for _ in range(workers)]
+    halved = devices is None and precision == np.float32 and m * n * d >= _HALVED_WORK and bfloat16.is_fast()
+    shape = -(-m // parts), d, largest, k
+    spaces = [_Survivors(*shape, precision, devices, accelerated, halved) for _ in range(workers)]
 
     def visit_tiles(worker: int, block: _Block) -> None:
         for tile in tiles[worker::workers]:
@@ -219,22 +226,28 @@ class _Tile:
         distances_TxK[:] = _distances_of(self.best_TxK)
         np.bitwise_and(self.best_TxK, 0xFFFFFFFF, out=indices_TxK, casting="unsafe")
 
+    def factor(self) -> np.ndarray:
+        """-2 q (euclidean) or -q, float64: its products with the rows `facing` it make the scores."""
+        q = np.asarray(self.rows_TxD, np.float64)
+        return -2 * q if self.metric == "euclidean" else -(_unit(q) if self.metric == "cosine" else q)
+
+    def facing(self, block: _Block, rows: slice) -> np.ndarray:
+        """Some candidates of a block, of unit length for "cosine"."""
+        x = block.rows_BxD[rows]
+        return _unit(x) if self.metric == "cosine" else x
+
     def left(self, dtype: Any) -> np.ndarray:
         """The left factor of the product that gives the scores: -2 q, 1 (euclidean) or -q."""
-        q = np.asarray(self.rows_TxD, np.float64)
-        if self.metric == "euclidean":
-            return np.hstack([-2 * q, np.ones((len(q), 1))]).astype(dtype)
-        return -(_unit(q) if self.metric == "cosine" else q).astype(dtype)
+        q = self.factor()
+        return (np.hstack([q, np.ones((len(q), 1))]) if self.metric == "euclidean" else q).astype(dtype)
 
     def right(self, block: _Block, rows: slice, out_CxE: np.ndarray) -> np.ndarray:
         """The right factor [C, E] for some candidates of a block: x, |x|^2 (euclidean) or x; written into a buffer."""
-        x = block.rows_BxD[rows]
+        x = self.facing(block, rows)
         out_CxE = out_CxE[: len(x)]
+        out_CxE[:, : x.shape[1]] = x
         if self.metric == "euclidean":
-            out_CxE[:, :-1] = x
             out_CxE[:, -1] = block.squared_B(out_CxE.dtype.type)[rows]
-        else:
-            out_CxE[:] = _unit(x) if self.metric == "cosine" else x
         return out_CxE
 
     def error(self, block: _Block, dtype: Any) -> np.ndarray:
@@ -300,16 +313,25 @@ class _Survivors:
     """
 
     def __init__(
-        self, t: int, d: int, b: int, k: int, dtype: Any, devices: Mesh | None = None, accelerated: bool = False
+        self,
+        t: int,
+        d: int,
+        b: int,
+        k: int,
+        dtype: Any,
+        devices: Mesh | None = None,
+        accelerated: bool = False,
+        halved: bool = False,
     ):
-        """`devices` make the products, if any; accelerators also find the lowest scores."""
+        """`devices` make the products, if any; accelerators also find the lowest scores. `halved`: in bfloat16."""
         self.k = k
         self.dtype = dtype
-        self.devices, self.accelerated = devices, accelerated
+        self.devices, self.accelerated, self.halved = devices, accelerated, halved
         parts = 1 if devices is None else devices.size
         chunk = _DEVICE_CHUNK * min(parts, _WIDEST) if accelerated else _CHUNK
         self.step = -(-min(chunk, b) // parts) * parts
-        self.all_scores_TxW = np.full((t, 2 * k + self.step), np.inf, dtype)
+        self.spare = b // _SURVIVOR_COST if halved else 0  # to measure more would cost more than float32 products
+        self.all_scores_TxW = np.full((t, 2 * k + self.spare + self.step), np.inf, dtype)
         self.all_columns_TxW = np.zeros(self.all_scores_TxW.shape, np.int32)
         self.buffers = Buffers()
         self.product = np.empty(t * self.step, dtype)
@@ -328,6 +350,11 @@ class _Survivors:
             with jax.enable_x64(self.dtype == np.float64):
                 self.placed_left = self._left(_TILE if self.accelerated else len(self.all_scores_TxW))
         self.right_CxE = self.right[: self.step * self.left_TxE.shape[1]].reshape(self.step, -1)
+        if self.halved:
+            factor_TxD = tile.factor()
+            self.halved_left_TxD = jax.device_put(bfloat16.rounded(factor_TxD))
+            norm = 1.0 if tile.metric == "cosine" else block.norm
+            self.error_T = bfloat16.error(factor_TxD, norm) + 2 * self.error_T
         self.limit_T = self._limit(_distances_of(tile.best_TxK[:, -1]))
 
     @property
@@ -345,8 +372,10 @@ class _Survivors:
         return np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
     def scores(self, rows: slice) -> np.ndarray:
-        """Scores [T, C] of some candidates of the block: by the host's BLAS in a buffer, or by the devices of a
-        mesh."""
+        """Scores [T, C] of some candidates of the block: by the host's BLAS in a buffer, in bfloat16, or by the
+        devices of a mesh."""
+        if self.halved:
+            return self._halved_scores(rows)
         right_CxE = self.tile.right(self.block, rows, self.right_CxE)
         if self.devices is None or self.accelerated:
             scores_TxC = self.product[: len(self.left_TxE) * len(right_CxE)].reshape(-1, len(right_CxE))
@@ -354,6 +383,16 @@ class _Survivors:
         with jax.enable_x64(self.dtype == np.float64):
             scores_TxC = np.asarray(_products(self.devices)(self.placed_left, self._split(self.right_CxE)))
         return scores_TxC[: len(self.left_TxE), : len(right_CxE)]
+
+    def _halved_scores(self, rows: slice) -> np.ndarray:
+        """Of chunks of one shape, filled up."""
+        x_CxD = np.asarray(self.tile.facing(self.block, rows), np.float32)
+        count, added_C = len(x_CxD), np.zeros(self.step, np.float32)
+        if self.tile.metric == "euclidean":
+            added_C[:count] = self.block.squared_B(np.float32)[rows]
+        if count < self.step:
+            x_CxD = np.pad(x_CxD, ((0, self.step - count), (0, 0)))
+        return np.asarray(bfloat16.scores(self.halved_left_TxD, x_CxD, added_C))[:, :count]
 
     def _left(self, rows: int) -> jax.Array:
         """The left factor on every device, filled up: one shape for all tiles."""
@@ -429,7 +468,8 @@ class _Survivors:
         rank = int(np.ceil(bdtrik(1 - _MISGUESS, self.k, self.step / rest)))  # binomial: so many of the k in the sample
         if rank >= min(self.k, self.step // 2):  # the first chunk sets a limit as low as that
             return None
-        return np.partition(self.scores(sample), rank, axis=1)[:, rank]
+        guess_T = np.partition(self.scores(sample), rank, axis=1)[:, rank]
+        return (guess_T + 2 * self.error_T).astype(self.dtype)  # as the survivors' own limit has it
 
     def flat(self, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Queries (ascending), columns and scores of all survivors of the queries `part`."""
@@ -460,6 +500,10 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
         if survivors.room() < chunk.stop - chunk.start:
             survivors.tighten(survivors.own_limit())
         if survivors.room() < chunk.stop - chunk.start:  # the scores do not tell these candidates apart
+            if survivors.halved:
+                survivors.halved = False  # for the rest of the search
+                _visit(tile, block, survivors, start)
+                return
             if guess_T is not None:
                 _visit(tile, block, survivors, start, guess=False)
                 return
@@ -477,6 +521,10 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
         return
     if survivors.dtype == np.float32:  # float64 scores settle most survivors: to drop some first would cost more
         survivors.tighten(limit_T)
+    if survivors.halved and survivors.counts_T.mean() > survivors.k + survivors.spare:
+        survivors.halved = False
+        _visit(tile, block, survivors, start)
+        return
     tile.settle(block, survivors)
 
 
