@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Regularizer = Literal["kde", "uniform", "tv"]
 
 _FIRST_COLUMNS = 128
-_PIECE = 64  # columns; the sums of every one would take as much memory again as the levels, and more time
+_PIECE = 16  # columns; the sums of every one would take as much memory again as the levels, and more time
 _BLOCK_BYTES = 2**20  # rows are taken in blocks whose temporaries stay in the cache: fresh memory costs more than sums
 
 
