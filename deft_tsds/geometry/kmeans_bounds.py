@@ -14,7 +14,7 @@ from deft_tsds.arrays import row_blocks
 from deft_tsds.geometry.buffers import Buffers
 
 # To look at all points as they lie costs no more than to gather so large a share of them.
-_MOST = 0.7
+_MOST = 0.85
 
 # So many past centroids are kept to measure movements from; then all points are looked at once more.
 _HISTORY = 32

@@ -23,7 +23,7 @@ from deft_tsds.geometry.buffers import Buffers
 from deft_tsds.geometry.kmeans_bounds import bounds_for, squares
 from deft_tsds.geometry.mesh import grid
 
-_ROWS = 4096  # points of one product, fewer where there are so many centroids that it would be larger than this
+_ROWS = 2048  # points of one product, fewer where there are so many centroids that it would be larger than this
 _SCORES = 2**22
 _MOVED_ROWS = 512  # points that change their cluster, at a time: few in most iterations, yet for all threads
 
