@@ -515,14 +515,16 @@ def _visit(tile: _Tile, block: _Block, survivors: _Survivors, start: int = 0, gu
             survivors.begin(tile, block)
         if not (survivors.accelerated and survivors.take_from_devices(chunk)):
             survivors.take(survivors.scores(chunk), first)
-    limit_T = survivors.own_limit()
-    if guess_T is not None and np.any(limit_T > guess_T):  # what the guess left out may be among the k nearest
-        _visit(tile, block, survivors, start, guess=False)
-        return
-    if survivors.dtype == np.float32:  # float64 scores settle most survivors: to drop some first would cost more
-        survivors.tighten(limit_T)
+    float32 = survivors.dtype == np.float32
+    if float32 or guess_T is not None:
+        limit_T = survivors.own_limit()
+        if guess_T is not None and np.any(limit_T > guess_T):  # what the guess left out may be among the k nearest
+            _visit(tile, block, survivors, start, guess=False)
+            return
+        if float32:  # float64 scores settle most survivors: to drop some first would cost more
+            survivors.tighten(limit_T)
     if survivors.halved and survivors.counts_T.mean() > survivors.k + survivors.spare:
-        survivors.halved = False
+        survivors.halved = False  # as above
         _visit(tile, block, survivors, start)
         return
     tile.settle(block, survivors)
